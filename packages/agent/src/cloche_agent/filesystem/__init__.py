@@ -1,0 +1,1 @@
+"""filesystem.Filesystem and /files."""

@@ -1,0 +1,1 @@
+"""The code interpreter: contexts, executions and their results."""

@@ -1,0 +1,1 @@
+"""process.Process: start, watch, feed and signal processes."""

@@ -1,0 +1,1 @@
+"""The server of Cloche: edge, control plane and node on one machine."""

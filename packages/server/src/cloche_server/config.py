@@ -1,0 +1,137 @@
+"""The server's settings: one frozen struct, read once at start and handed to every process.
+
+Order, later wins: the defaults below, `STATE/config.toml` when it exists, `CLOCHE_*` variables, command line options.
+Unknown keys are errors, because a misspelt limit would otherwise be no limit at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from cloche_wire.errors import InvalidArgument
+
+Isolation = Literal["auto", "container", "fake"]
+
+API_UID = 0x0FFF_0000
+"""User the api runs as: below the ranges of the sandboxes, above every local account; needs no entry in /etc/passwd."""
+EDGE_UID = API_UID + 1
+"""User the edge runs as."""
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one sandbox may use, and how many there may be."""
+
+    default_timeout_s: int = 300
+    """Life of a sandbox whose creator named none (`POST /v2/sandboxes`)."""
+    legacy_timeout_s: int = 15
+    """The same for `POST /sandboxes`, as older clients expect."""
+    max_timeout_s: int = 86_400
+    """Longest life that may be asked for: 24 hours."""
+    pids: int = 1024
+    """Processes and threads in one sandbox."""
+    max_sandboxes: int = 400
+    """Sandboxes alive at once; more answer 429. Must stay below the 512 slots of a block."""
+    start_timeout_s: float = 60.0
+    """Deadline for one create, from the request to the agent's first answer."""
+
+
+class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What sandboxes reach outside."""
+
+    exceptions: tuple[str, ...] = ()
+    """IPv4 networks reachable although they lie in the always-denied ranges (a private package mirror)."""
+    resolvers: tuple[str, ...] = ()
+    """Upstream DNS servers of the stub; empty: those of the host's /etc/resolv.conf."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything the three server processes have to know."""
+
+    state: str = "/var/lib/cloche"
+    """Folder that holds all state of this server."""
+    host: str = "127.0.0.1"
+    """Address the edge listens on."""
+    port: int = 3000
+    """Port the edge listens on, for plain http and for https alike."""
+    domain: str = ""
+    """Domain of `{port}-{id}.{domain}`; empty: `cloche.localhost:{port}`."""
+    isolation: Isolation = "auto"
+    """Driver of new sandboxes; `auto` is settled when the server first starts."""
+    templates: str = ""
+    """Folder of finished templates; empty: `STATE/templates`."""
+    limits: Limits = Limits()
+    egress: Egress = Egress()
+
+    @property
+    def state_dir(self) -> Path:
+        """The state folder."""
+        return Path(self.state)
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets of the server's own processes and of the agents."""
+        return self.state_dir / "run"
+
+    @property
+    def node_socket(self) -> Path:
+        """Where the api speaks to the node."""
+        return self.run_dir / "node.sock"
+
+    @property
+    def edge_socket(self) -> Path:
+        """Where the edge asks the node for routes and connections."""
+        return self.run_dir / "edge.sock"
+
+    @property
+    def api_socket(self) -> Path:
+        """Where the edge forwards control-plane requests."""
+        return self.run_dir / "api.sock"
+
+    @property
+    def database(self) -> Path:
+        """The control plane's SQLite file; its folder belongs to the api's user."""
+        return self.state_dir / "db" / "cloche.sqlite3"
+
+    @property
+    def templates_dir(self) -> Path:
+        """Finished templates: `<build id>/manifest.json` and `<build id>/rootfs`."""
+        return Path(self.templates) if self.templates else self.state_dir / "templates"
+
+    @property
+    def public_domain(self) -> str:
+        """The domain as clients see it, port included where it is not 443."""
+        return self.domain or f"cloche.localhost:{self.port}"
+
+
+def load(overrides: dict[str, Any]) -> Config:
+    """Build the configuration of this start.
+
+    Args:
+        overrides: Options given on the command line; None values are left out.
+
+    Raises:
+        InvalidArgument: An unknown key or a value of the wrong type, in the file, the environment or the options.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    state = Path(given.get("state") or os.environ.get("CLOCHE_STATE") or Config().state)
+    values: dict[str, Any] = {}
+    path = state / "config.toml"
+    if path.exists():
+        try:
+            values = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidArgument(f"cannot read configuration: {path}: {error}") from error
+    for key in ("host", "port", "domain", "isolation", "templates"):
+        if value := os.environ.get(f"CLOCHE_{key.upper()}"):
+            values[key] = value
+    values |= given
+    values["state"] = str(state.absolute())
+    try:
+        return msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"bad configuration: {error}", hint=f"see {path} and the CLOCHE_* variables") from error

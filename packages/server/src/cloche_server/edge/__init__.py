@@ -1,0 +1,1 @@
+"""Public URLs to the right port of the right sandbox."""

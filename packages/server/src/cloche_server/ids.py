@@ -1,0 +1,51 @@
+"""Identifiers and secrets: how they look, how they are made, how they are checked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import string
+from typing import NewType
+
+SandboxId = NewType("SandboxId", str)
+TeamId = NewType("TeamId", str)
+TemplateId = NewType("TemplateId", str)
+BuildId = NewType("BuildId", str)
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_SANDBOX_ID = re.compile(r"[a-z0-9]{1,40}\Z")
+
+
+def new_sandbox_id() -> SandboxId:
+    """Return `i` and 20 of [a-z0-9]: it has to fit into a host label that is split at its hyphens (wire contract, fact 15)."""
+    return SandboxId("i" + _random(20))
+
+
+def new_template_id() -> TemplateId:
+    """Return 20 of [a-z0-9]."""
+    return TemplateId(_random(20))
+
+
+def is_sandbox_id(text: str) -> bool:
+    """Whether the text may stand in a path, a host label or a cgroup name as a sandbox id."""
+    return _SANDBOX_ID.match(text) is not None
+
+
+def new_api_key() -> str:
+    """Return a fresh API key: `e2b_` and 40 hex digits (160 random bits)."""
+    return "e2b_" + secrets.token_hex(20)
+
+
+def new_access_token() -> str:
+    """Return a fresh per-sandbox token: 160 random bits in hex."""
+    return secrets.token_hex(20)
+
+
+def hash_api_key(key: str) -> str:
+    """Return what is stored of a key. Plain SHA-256 is enough, since a key has 160 bits of entropy."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))

@@ -1,0 +1,1 @@
+"""The isolation drivers behind one interface."""

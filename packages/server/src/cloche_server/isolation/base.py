@@ -1,0 +1,111 @@
+"""The driver interface: what every kind of isolation can be asked, over plain values.
+
+Callers ask for `Capabilities`, never for the driver's type. A driver knows nothing of teams, tokens, HTTP or time-outs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a driver can do, and what it calls itself."""
+
+    name: str
+    shares_host_kernel: bool
+    memory_snapshot: bool = False
+    disk_snapshot: bool = False
+
+
+class ResourceLimits(msgspec.Struct, frozen=True):
+    """What the kernel enforces on one sandbox."""
+
+    cpu_count: int
+    memory_mib: int
+    pids: int
+
+
+class SandboxSpec(msgspec.Struct, frozen=True):
+    """Everything a driver needs to start one sandbox; made by the node, never by a tenant."""
+
+    sandbox_id: str
+    slot: int
+    hostname: str
+    rootfs: Path
+    """The template's finished root, shared and never written to."""
+    folder: Path
+    """This sandbox's own folder; the driver keeps its writable layer and its bundle in it."""
+    runtime_tree: Path
+    """The private runtime tree, shown read-only at /.cloche."""
+    limits: ResourceLimits
+    network_namespace: int
+    """Descriptor of the network namespace it is to run in."""
+    listeners: tuple[int, ...]
+    """Listening Unix sockets that the agent inherits, as descriptors 3, 4, ..."""
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True):
+    """Who a process is, so that a reused pid is never taken for it: pid, start time in clock ticks, boot id."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+class Usage(NamedTuple):
+    """What a sandbox uses now."""
+
+    memory_bytes: int
+    cpu_s: float
+    pids: int
+
+
+class Driver(Protocol):
+    """One kind of isolation."""
+
+    def capabilities(self) -> Capabilities:
+        """What this driver can do. Never blocks."""
+        ...
+
+    def prepare(self) -> None:
+        """Make the machine ready, once per start of the node.
+
+        Raises:
+            Unavailable: The machine lacks what this driver needs; the message names it, the hint says what to do.
+        """
+        ...
+
+    async def start(self, spec: SandboxSpec) -> ProcessIdentity:
+        """Start the sandbox's init with `spec.argv`; limits hold before its first instruction.
+
+        Leaves: the sandbox's init running; or, on any error, nothing of it.
+
+        Raises:
+            Internal: A control could not be put in place; the message names it. Nothing of the tenant ran.
+        """
+        ...
+
+    async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
+        """End every process and remove every kernel object and file of the sandbox. Idempotent, safe on half-made ones."""
+        ...
+
+    def is_alive(self, init: ProcessIdentity) -> bool:
+        """Whether that very init still runs."""
+        ...
+
+    async def wait(self, init: ProcessIdentity) -> None:
+        """Return when that init has ended; also for one that an earlier process of ours started."""
+        ...
+
+    def usage(self, sandbox_id: str) -> Usage:
+        """What the sandbox uses now; zeros when it is gone."""
+        ...
+
+    def leftovers(self) -> set[str]:
+        """Ids of sandboxes of which any kernel object of this driver exists, for reconciliation."""
+        ...

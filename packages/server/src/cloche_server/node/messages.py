@@ -1,0 +1,104 @@
+"""What the api and the edge say to the node over its Unix sockets, and what it answers.
+
+Control socket (`Config.node_socket`), method -> params -> result:
+
+    create       CreateSandbox   SandboxState     raises TemplateNotFound, ResourceExhausted, Unavailable, Internal
+    kill         KillSandbox     {}               raises SandboxNotFound
+    set_timeout  SetTimeout      SandboxState     raises SandboxNotFound
+    list         {}              [SandboxState]   everything alive on this node
+    drain        {}              {}               ends every sandbox; more creates answer Unavailable
+    watch        {}              {}, then events `ended` (SandboxEnded) on the same link until it is closed
+
+Edge socket (`Config.edge_socket`):
+
+    routes       {}              [Route], then events `route` (Route) and `gone` (RouteGone) until it is closed
+    dial         Dial            {} with one descriptor: a connected TCP socket, made inside the sandbox's network namespace
+                                 raises SandboxNotFound, PortClosed
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+EndReason = Literal["killed", "timeout", "exited", "out_of_memory", "failed", "lost"]
+
+
+class CreateSandbox(msgspec.Struct, frozen=True):
+    """Make and start one sandbox. The answer comes when its agent has answered."""
+
+    sandbox_id: str
+    team_id: str
+    template_id: str
+    build_id: str
+    timeout_s: int
+    access_token: str
+    traffic_token: str | None = None
+    """Set when public traffic is off: user ports then ask for it."""
+    env: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    cpu_count: int = 2
+    memory_mib: int = 2048
+    allow_internet: bool = True
+    mask_request_host: str | None = None
+
+
+class SandboxState(msgspec.Struct, frozen=True):
+    """What the node knows of one sandbox. Times are wall-clock, derived from the boot clock that rules."""
+
+    sandbox_id: str
+    team_id: str
+    started_at: datetime
+    end_at: datetime
+    isolation: str
+
+
+class KillSandbox(msgspec.Struct, frozen=True):
+    """End one sandbox; the answer comes when no process of it is left."""
+
+    sandbox_id: str
+    reason: EndReason = "killed"
+
+
+class SetTimeout(msgspec.Struct, frozen=True):
+    """Move the end of one sandbox to `timeout_s` seconds from now."""
+
+    sandbox_id: str
+    timeout_s: int
+    only_extend: bool = False
+    """Leave the end where it is when it already lies later (connect, refreshes)."""
+
+
+class SandboxEnded(msgspec.Struct, frozen=True):
+    """Event: the sandbox is gone, with all it had."""
+
+    sandbox_id: str
+    reason: EndReason
+
+
+class Route(msgspec.Struct, frozen=True):
+    """How the edge reaches one sandbox."""
+
+    sandbox_id: str
+    agent_socket: str
+    """Unix socket of the daemon that answers for port 49983."""
+    interpreter_socket: str
+    """Unix socket of the code interpreter, port 49999."""
+    access_token: str
+    traffic_token: str | None = None
+    mask_request_host: str | None = None
+
+
+class RouteGone(msgspec.Struct, frozen=True):
+    """Event: the sandbox is no longer to be reached; open streams of it are to be cut without an end."""
+
+    sandbox_id: str
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Ask for a connection to a port of a sandbox."""
+
+    sandbox_id: str
+    port: int

@@ -1,0 +1,1 @@
+"""Rows and migrations: the only SQL of the server."""

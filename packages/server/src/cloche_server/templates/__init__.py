@@ -1,0 +1,1 @@
+"""From steps to a bootable root file system."""

@@ -1,0 +1,1 @@
+"""What crosses a boundary in Cloche: messages, framing, signatures and errors, without any I/O."""

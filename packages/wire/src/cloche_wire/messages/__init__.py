@@ -1,0 +1,1 @@
+"""The daemon's messages as dataclasses, mirroring specs/envd."""
