@@ -1,0 +1,1 @@
+"""Tests of Cloche; `support` and `fakes` are importable from every one of them."""

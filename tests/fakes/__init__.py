@@ -1,0 +1,1 @@
+"""Stand-ins for the outside world that more than one room needs."""
