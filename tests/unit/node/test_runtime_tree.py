@@ -13,7 +13,8 @@ from cloche_server.node.runtime_tree import RuntimeTree
 _PROBE = """
 import asyncio, ctypes, hashlib, json, socket, sys, termios, zlib
 print(json.dumps({"prefix": sys.prefix, "path": sys.path, "isolated": sys.flags.isolated,
-                  "asyncio": asyncio.__cached__, "ssl": "ssl" in sys.modules, "sha256": hashlib.sha256(b"").hexdigest()[:8]}))
+                  "asyncio": asyncio.__cached__, "ssl": "ssl" in sys.modules,
+                  "sha256": hashlib.sha256(b"").hexdigest()[:8]}))
 """
 
 
@@ -42,7 +43,7 @@ def test_interpreter_starts_from_the_tree_alone(tree: RuntimeTree) -> None:
 
 
 def test_agent_archive_can_be_imported_without_the_host_packages(tree: RuntimeTree) -> None:
-    probe = "import sys; sys.path.insert(0, sys.argv[1]); import cloche_agent, cloche_wire, h11; print(h11.__file__)"
+    probe = "import sys; sys.path.insert(0, sys.argv[1]); import cloche_agent, h11; print(h11.__file__)"
     command = [*tree.python(str(tree.path)), "-c", probe, str(tree.path / "agent.pyz")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip().startswith(str(tree.path / "agent.pyz"))

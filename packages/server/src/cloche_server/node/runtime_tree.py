@@ -1,7 +1,8 @@
 """The private runtime tree: a Python for the agent that expects nothing of the image it runs in.
 
 Made out of the interpreter that runs the node: its executable, a trimmed standard library with byte code, the
-shared objects it links and their loader, plus the agent as one zip file and the kernel program as plain files:
+shared objects it links and their loader, plus the agent as one zip file and the kernel program as plain
+files:
 
     STATE/runtime/<hash>/
         bin/python3             the interpreter's executable
@@ -10,11 +11,13 @@ shared objects it links and their loader, plus the agent as one zip file and the
         agent.pyz               cloche_agent, cloche_wire, h11
         kernel/python_kernel/   run by the template's own Python
 
-The folder is shown read-only at /.cloche in every sandbox, so all sandboxes share one copy in the page cache. Its
-name is the hash of all that went in: a new agent makes a new folder, and running sandboxes keep the old one.
+The folder is shown read-only at /.cloche in every sandbox, so all sandboxes share one copy in the page
+cache. Its name is the hash of all that went in: a new agent makes a new folder, and running sandboxes keep
+the old one.
 
-Why `--argv0`: started through its loader, the interpreter takes argv[0] for its own path and finds its standard
-library as `../lib/python3.X/os.py` from there. PYTHONHOME would do the same, but `-I` ignores it, and we want `-I`.
+Why `--argv0`: started through its loader, the interpreter takes argv[0] for its own path and finds its
+standard library as `../lib/python3.X/os.py` from there. PYTHONHOME would do the same, but `-I` ignores it,
+and we want `-I`.
 
 See: design 4 and 9.7; ld.so(8); CPython, Modules/getpath.py.
 """
@@ -69,8 +72,8 @@ _EXTENSIONS_LEFT_OUT = (
     "_lsprof", "_lzma", "_multibytecodec", "_sqlite3", "_ssl", "_test", "_tkinter", "_uuid", "_xx",
     "audioop", "nis", "ossaudiodev", "readline", "spwd", "xx",
 )  # fmt: skip
-"""Extension modules, by prefix. Without `_ssl` and `_hashlib` the tree needs no OpenSSL (6 MB) and asyncio starts
-10 ms faster; hashlib falls back to the interpreter's own SHA-2."""
+"""Extension modules, by prefix. Without `_ssl` and `_hashlib` the tree needs no OpenSSL (6 MB) and asyncio
+starts 10 ms faster; hashlib falls back to the interpreter's own SHA-2."""
 
 
 class RuntimeTree(NamedTuple):
