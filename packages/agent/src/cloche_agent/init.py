@@ -1,0 +1,127 @@
+"""Who this agent serves: the one sandbox it lives in, told by the node's first request."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from cloche_agent.http import Response
+from cloche_wire.errors import InvalidArgument, Unauthenticated
+
+if TYPE_CHECKING:
+    from cloche_agent.http import Request
+
+log = logging.getLogger(__name__)
+
+ENVD_VERSION = "0.6.13"
+"""What the clients' version gates see; wire.md 3.5."""
+
+_LARGEST_INIT_BYTES = 1 << 20
+_IDENTITY_FOLDER = Path("/run/e2b")
+
+
+@dataclass
+class Sandbox:
+    """The sandbox around this agent. One per agent, changed only by `apply`.
+
+    Before the first `/init` there is no token, and then nobody is authorized.
+    """
+
+    token: str | None = None
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    """Variables of every process, after PATH, HOME, USER and LOGNAME and before those of the request."""
+    default_user: str = "user"
+    default_workdir: str | None = None
+    sandbox_id: str = ""
+    template_id: str = ""
+
+    def authorized(self, token: str | None) -> bool:
+        """Whether `token` is the sandbox's access token; compared in constant time."""
+        if self.token is None or token is None:
+            return False
+        return hmac.compare_digest(self.token.encode(), token.encode("utf-8", "surrogateescape"))
+
+    def apply(self, settings: dict[str, object]) -> None:
+        """Take over what the node says; a field that is absent leaves the value as it was.
+
+        Raises:
+            InvalidArgument: A field has the wrong type, or the first call brings no token. Nothing is changed
+                then.
+        """
+        token = _text(settings, "accessToken")
+        if not token and self.token is None:
+            raise InvalidArgument("accessToken is missing")
+        variables = _variables(settings)
+        user, workdir = _text(settings, "defaultUser"), _text(settings, "defaultWorkdir")
+        sandbox_id, template_id = _text(settings, "sandboxId"), _text(settings, "templateId")
+        self.token = token or self.token
+        self.default_user = user or self.default_user
+        self.default_workdir = workdir or self.default_workdir
+        self.sandbox_id = sandbox_id or self.sandbox_id
+        self.template_id = template_id or self.template_id
+        if variables is not None or not self.env:
+            identity = {"E2B_SANDBOX_ID": self.sandbox_id, "E2B_TEMPLATE_ID": self.template_id}
+            self.env = {"E2B_SANDBOX": "true", **identity, **(variables or {})}
+
+
+def _text(settings: dict[str, object], name: str) -> str | None:
+    value = settings.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidArgument(f"not a string: {name}")
+
+
+def _variables(settings: dict[str, object]) -> dict[str, str] | None:
+    found = settings.get("envVars")
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise InvalidArgument("not an object: envVars")
+    variables = cast("dict[object, object]", found)
+    for name, value in variables.items():
+        if (
+            not isinstance(name, str)
+            or not isinstance(value, str)
+            or not name
+            or "=" in name
+            or "\0" in name + value
+        ):
+            raise InvalidArgument(f"not an environment variable: {name}")
+    return cast("dict[str, str]", variables)
+
+
+async def handle_init(sandbox: Sandbox, request: Request) -> Response:
+    """Serve `POST /init`. The first call binds the agent to its token; later ones must bring that token.
+
+    Raises:
+        Unauthenticated: The agent is bound and the header's token is not the one.
+        InvalidArgument: The body is not what `Sandbox.apply` takes.
+    """
+    if sandbox.token is not None and not sandbox.authorized(request.headers.get("x-access-token")):
+        raise Unauthenticated("access token is missing or wrong")
+    body = await request.read(_LARGEST_INIT_BYTES)
+    try:
+        settings: object = json.loads(body or b"{}")
+    except ValueError as error:
+        raise InvalidArgument("body is not JSON") from error
+    if not isinstance(settings, dict):
+        raise InvalidArgument("body is not a JSON object")
+    sandbox.apply(cast("dict[str, object]", settings))
+    if os.getpid() == 1:
+        _show_identity(sandbox)
+    return Response(204, [("x-envd-version", ENVD_VERSION), ("cache-control", "no-store")])
+
+
+def _show_identity(sandbox: Sandbox) -> None:
+    """Write the files that programs of E2B templates read; a sandbox without them is still a sandbox."""
+    try:
+        _IDENTITY_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name in ("E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID"):
+            (_IDENTITY_FOLDER / f".{name}").write_text(sandbox.env.get(name, ""))
+    except OSError as error:
+        log.warning("cannot write %s: %s", _IDENTITY_FOLDER, error)

@@ -1,0 +1,274 @@
+"""Starting programs and learning how they ended: the one place that forks, and the one that reaps.
+
+`os.fork` and plain system calls in the child, not the subprocess module: a child needs a controlling
+terminal, other ids, and descriptors at chosen numbers, and subprocess only does all of that through code run
+in the child anyway. The agent has one thread, so that code is safe, and its memory is small, so that the fork
+is cheap (about 0.7 ms).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import signal
+import termios
+from collections.abc import Mapping  # noqa: TC003 - a field type of a dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from cloche_wire.errors import InvalidArgument, ResourceExhausted
+
+log = logging.getLogger(__name__)
+
+_OOM_SCORE_ADJ = b"500"
+"""Children die of memory shortage before the agent does."""
+
+_unreaped: set[int] = set()
+"""Pids that `spawn` returned and no `Reaper` has collected. Module state, as the processes of this process
+are."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnRequest:
+    """One program to start.
+
+    Attributes:
+        argv: Program and its arguments; a program without a slash is looked for on PATH of `env`.
+        cwd: Working folder, entered with the rights of `uid`.
+        stdin: Descriptor of ours that becomes 0; None is /dev/null. `stdout` and `stderr` alike.
+        pass_fds: Further descriptors: number in the child -> number here.
+        controlling_tty: Descriptor 0 is a terminal that the new session gets as its own.
+    """
+
+    argv: list[str]
+    env: Mapping[str, str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+    pass_fds: Mapping[int, int] = field(default_factory=dict[int, int])
+    controlling_tty: bool = False
+
+
+def spawn(request: SpawnRequest) -> int:
+    """Start a program in a new session and return its pid once it runs.
+
+    Leaves: the pid known to `Reaper.wait` until it is collected; the caller's descriptors open, they are the
+        caller's.
+
+    Raises:
+        InvalidArgument: No such program or folder, or no right to it.
+        ResourceExhausted: The limit of processes or of memory is reached.
+    """
+    if not request.argv or not request.argv[0]:
+        raise InvalidArgument("cmd is empty")
+    if any("\0" in text for text in (*request.argv, request.cwd, *request.env, *request.env.values())):
+        raise InvalidArgument("null byte in the command, its folder or its environment")
+    pid, report = _fork(request)
+    if report:
+        os.waitpid(pid, 0)
+        raise _failure(request, report)
+    _unreaped.add(pid)
+    return pid
+
+
+def _fork(request: SpawnRequest) -> tuple[int, bytes]:
+    """Fork and exec; the pid, and what the child reported: empty when the program runs."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    report_read, report_write = os.pipe2(os.O_CLOEXEC)
+    # SAFETY: signals are blocked over the fork, else one that arrives in the child before exec would run our
+    # handlers there and write into the wake-up socket that it shares with us.
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        # SAFETY: one thread, so no lock can be held by someone who does not exist in the child.
+        pid = os.fork()
+        if pid == 0:
+            _become(request, null, report_write)
+    except OSError as error:
+        os.close(report_read)
+        raise ResourceExhausted(f"cannot start a process: {error.strerror}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
+        os.close(report_write)
+        os.close(null)
+    try:
+        # Ends at the child's exec, which closes the other end, or at its death.
+        return pid, os.read(report_read, 256)
+    finally:
+        os.close(report_read)
+
+
+def _become(request: SpawnRequest, null: int, report: int) -> NoReturn:
+    """In the child: become the program, or report what failed as `stage errno` and die."""
+    stage = "setup"
+    try:
+        os.setsid()
+        report = _arrange_descriptors(request, null, report)
+        if request.controlling_tty:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        _be_first_victim()
+        os.umask(0o022)
+        stage = "user"
+        _take_ids(request)
+        stage = "cwd"
+        os.chdir(request.cwd)
+        stage = "exec"
+        _restore_signals()
+        _exec(request)
+    except OSError as error:
+        os.write(report, f"{stage} {error.errno}".encode())
+    finally:
+        os._exit(127)
+
+
+def _arrange_descriptors(request: SpawnRequest, null: int, report: int) -> int:
+    """Put every descriptor at its number, close all others; the new number of `report`."""
+    wanted = {0: request.stdin, 1: request.stdout, 2: request.stderr, **request.pass_fds}
+    above = max(wanted) + 1
+    # Moved out of the way first: a target number may be another one's source.
+    sources = {target: fcntl.fcntl(null if source is None else source, fcntl.F_DUPFD_CLOEXEC, above + 1)
+               for target, source in wanted.items()}  # fmt: skip
+    report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above + 1)
+    for target, source in sources.items():
+        os.dup2(source, target, inheritable=True)
+    os.dup2(report, above, inheritable=False)
+    for number in range(3, above):
+        if number not in wanted:
+            os.closerange(number, number + 1)
+    # SAFETY: every descriptor of the agent is close-on-exec already; this is the second lock on the listeners
+    # and on the connections of clients, which a child must never hold.
+    os.closerange(above + 1, _largest_descriptor() + 1)
+    return above
+
+
+def _largest_descriptor() -> int:
+    limit = os.sysconf("SC_OPEN_MAX")
+    return limit if 0 < limit < 1 << 30 else 1 << 30
+
+
+def _be_first_victim() -> None:
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, _OOM_SCORE_ADJ)
+    except OSError:
+        return  # not allowed here; the program runs as well without
+    finally:
+        os.close(descriptor)
+
+
+def _take_ids(request: SpawnRequest) -> None:
+    if os.geteuid() != 0:
+        if (request.uid, request.gid) != (os.geteuid(), os.getegid()):
+            raise PermissionError(errno.EPERM, "agent is not root")
+        return
+    # SAFETY: groups first, user last: after the user is set there is no right left to change the others. All
+    # three ids of each kind are set, so that nothing can be taken back.
+    os.setgroups(request.groups)
+    os.setresgid(request.gid, request.gid, request.gid)
+    os.setresuid(request.uid, request.uid, request.uid)
+
+
+def _restore_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    # Ignored signals stay ignored over exec: Python ignores these two. Handlers of ours end by themselves.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _exec(request: SpawnRequest) -> NoReturn:
+    program = request.argv[0]
+    if "/" in program:
+        os.execve(program, request.argv, request.env)  # noqa: S606 - the caller chose a program, not a shell
+    failure = errno.ENOENT
+    for folder in (request.env.get("PATH") or os.defpath).split(":"):
+        try:
+            os.execve(f"{folder or '.'}/{program}", request.argv, request.env)  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            failure = error.errno or errno.EACCES
+    raise OSError(failure, os.strerror(failure))
+
+
+def _failure(request: SpawnRequest, report: bytes) -> InvalidArgument | ResourceExhausted:
+    stage, _, number = report.decode().partition(" ")
+    code = int(number)
+    reason = os.strerror(code).lower()
+    if code in (errno.EAGAIN, errno.ENOMEM):
+        return ResourceExhausted(f"cannot start a process: {reason}")
+    if stage == "cwd":
+        missing = code in (errno.ENOENT, errno.ENOTDIR)
+        return InvalidArgument(
+            f"cwd '{request.cwd}' {'does not exist' if missing else f'cannot be entered: {reason}'}"
+        )
+    if stage == "exec":
+        return InvalidArgument(f"cannot execute '{request.argv[0]}': {reason}")
+    return InvalidArgument(f"cannot start '{request.argv[0]}': {stage}: {reason}")
+
+
+class Reaper:
+    """Owner of SIGCHLD: collects every dead child, and tells whoever waits how it ended."""
+
+    def __init__(self, *, everything: bool | None = None) -> None:
+        """Bind to nothing yet; `run` starts the duty.
+
+        Args:
+            everything: Collect orphans too, which is the duty of PID 1 and the default there. Elsewhere only
+                children
+                made by `spawn` are collected, so that other code of the same process keeps its own.
+        """
+        self._everything = os.getpid() == 1 if everything is None else everything
+        self._ended: dict[int, int] = {}
+        self._waiting: dict[int, asyncio.Event] = {}
+
+    def install(self) -> None:
+        """Take SIGCHLD of the running event loop, and collect what is dead already."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._collect)
+        self._collect()
+
+    def remove(self) -> None:
+        """Give SIGCHLD back."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+
+    async def wait(self, pid: int) -> int:
+        """Raw wait status of a child made by `spawn`; may be called after its end, and by one caller only."""
+        while pid not in self._ended:
+            if pid not in _unreaped:
+                raise ProcessLookupError(pid)
+            await self._waiting.setdefault(pid, asyncio.Event()).wait()
+        return self._ended.pop(pid)
+
+    def _collect(self) -> None:
+        for pid in (-1,) if self._everything else tuple(_unreaped):
+            while (ended := _try_wait(pid)) is not None:
+                self._note(*ended)
+                if pid != -1:
+                    break
+
+    def _note(self, pid: int, status: int) -> None:
+        if pid not in _unreaped:
+            return  # an orphan of some program, left to PID 1
+        _unreaped.discard(pid)
+        self._ended[pid] = status
+        if waiting := self._waiting.pop(pid, None):
+            waiting.set()
+
+
+def _try_wait(pid: int) -> tuple[int, int] | None:
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (found, status) if found else None
