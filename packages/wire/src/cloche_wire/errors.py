@@ -21,8 +21,11 @@
     ├── DeadlineExceeded      504  deadline_exceeded
     └── NotEnoughSpace        507  resource_exhausted
 
-A message is lower case, without a full stop, with values after a colon; advice for the reader goes into `hint`.
+A message is lower case, without a full stop, with values after a colon; advice for the reader goes into
+`hint`. The classes are named after the Connect codes.
 """
+
+# ruff: noqa: N818 - named after the Connect codes, which have no suffix
 
 from __future__ import annotations
 
