@@ -1,0 +1,131 @@
+"""What sandboxes can leave behind on this machine, counted from the outside.
+
+Everything is found by what it is, not by the server's own books: processes by the user they run as,
+cgroups, interfaces and firewall rules by their names, mounts in any process's view, folders on disk. Nothing that belongs
+to the server itself counts, so that a server may be running before, after and meanwhile.
+"""
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.waiting import until
+
+SANDBOX_UIDS = range(0x1000_0000, 0xFFFF_0000)
+"""Users that only sandboxes have: no account and no server process lies in it."""
+SANDBOX_ID = r"i[a-z0-9]{20}"
+
+
+class Census(NamedTuple):
+    """One count: what there is, by name, so that a failure says what was left and not how much."""
+
+    processes: frozenset[str]
+    cgroups: frozenset[str]
+    interfaces: frozenset[str]
+    rules: frozenset[str]
+    mounts: frozenset[str]
+    folders: frozenset[str]
+
+    def beyond(self, before: "Census") -> dict[str, list[str]]:
+        """What is here and was not there before."""
+        pairs = zip(self._fields, self, before, strict=True)
+        return {kind: sorted(now - then) for kind, now, then in pairs if now - then}
+
+
+def count(states: Iterable[Path] = ()) -> Census:
+    """Count now.
+
+    Args:
+        states: State folders whose sandbox folders count too.
+    """
+    return Census(
+        processes=frozenset(_sandbox_processes()),
+        cgroups=frozenset(_named_folders(Path("/sys/fs/cgroup"))),
+        interfaces=frozenset(_interfaces()),
+        rules=frozenset(_rules()),
+        mounts=frozenset(_mounts()),
+        folders=frozenset(str(path) for state in states for path in state.glob("sandboxes/*")),
+    )
+
+
+@contextlib.contextmanager
+def nothing_left(states: Iterable[Path] = (), *, within_s: float = 10.0) -> Iterator[None]:
+    """Claim that the block leaves nothing behind; what goes off the request path has `within_s` to go."""
+    states = tuple(states)
+    before = count(states)
+    yield
+    seen: dict[str, list[str]] = {}
+
+    def clean() -> bool:
+        nonlocal seen
+        seen = count(states).beyond(before)
+        return not seen
+
+    with contextlib.suppress(AssertionError):
+        until(clean, within_s=within_s, what="a clean machine")
+    assert not seen, f"left behind: {seen}"
+
+
+def _sandbox_processes() -> Iterator[str]:
+    for pid, uid in _processes():
+        if uid in SANDBOX_UIDS:
+            with contextlib.suppress(OSError):
+                yield f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
+
+
+def _processes() -> Iterator[tuple[int, int]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found = re.search(r"^Uid:\s+(\d+)", (entry / "status").read_text(), re.MULTILINE)
+                if found:
+                    yield int(entry.name), int(found[1])
+
+
+def _named_folders(root: Path) -> Iterator[str]:
+    named = re.compile(rf"(^|[-/])cloche.*{SANDBOX_ID}|{SANDBOX_ID}$")
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        with contextlib.suppress(OSError):
+            for child in folder.iterdir():
+                if child.is_dir() and not child.is_symlink():
+                    pending.append(child)
+                    if named.search(str(child)):
+                        yield str(child)
+
+
+def _interfaces() -> Iterator[str]:
+    for line in Path("/proc/net/dev").read_text().splitlines()[2:]:
+        name = line.split(":")[0].strip()
+        if name.startswith("cl"):
+            yield name
+
+
+def _rules() -> Iterator[str]:
+    """Lines of our tables that name one sandbox: its interface or its id."""
+    with contextlib.suppress(FileNotFoundError):
+        done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=False)
+        table = ""
+        for line in done.stdout.splitlines():
+            table = line if line.startswith("table ") else table
+            if "cloche" in table and re.search(rf'"cl\w+"|{SANDBOX_ID}', line):
+                yield f"{table.strip(' {')}: {line.strip()}"
+
+
+def _mounts() -> Iterator[str]:
+    """Mounts of sandboxes as processes outside of them see them; one view for each mount namespace."""
+    views: dict[str, int] = {}
+    for pid, uid in _processes():
+        if uid not in SANDBOX_UIDS:
+            with contextlib.suppress(OSError):
+                views.setdefault(str(Path(f"/proc/{pid}/ns/mnt").readlink()), pid)
+    for view, pid in views.items():
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+                target = line.split()[4]
+                if re.search(rf"/{SANDBOX_ID}(/|$)", target):
+                    yield f"{view} {target}"
