@@ -47,6 +47,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     """Listening Unix sockets that the agent inherits, as descriptors 3, 4, ..."""
     argv: tuple[str, ...]
     env: dict[str, str]
+    etc_files: dict[str, str]
+    """Files below /etc that are this sandbox's own (hosts, resolv.conf), by name."""
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
@@ -91,7 +93,10 @@ class Driver(Protocol):
         ...
 
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
-        """End every process and remove every kernel object and file of the sandbox. Idempotent, safe on half-made ones."""
+        """End every process and remove every kernel object of the sandbox; the caller removes the folder then.
+
+        Idempotent, and safe on half-made sandboxes.
+        """
         ...
 
     def is_alive(self, init: ProcessIdentity) -> bool:
@@ -108,4 +113,8 @@ class Driver(Protocol):
 
     def leftovers(self) -> set[str]:
         """Ids of sandboxes of which any kernel object of this driver exists, for reconciliation."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the machine at the end of the node; running sandboxes stay."""
         ...

@@ -1,0 +1,194 @@
+"""The container driver: Linux namespaces assembled by us, started by crun."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from cloche_server.isolation import cgroups, identity, oci_spec
+from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
+from cloche_server.isolation.container import launcher, seccomp
+from cloche_wire.errors import Internal, Unavailable
+
+FIRST_ID = 0x1000_0000
+"""Host id of slot 0's root; slot n begins n * 65,536 above. Stays below 2^31 for 28,000 slots."""
+_START_TIMEOUT_S = 45.0
+
+
+class ContainerDriver:
+    """Sandboxes as containers of their own user, pid, mount, network, ipc, uts and cgroup namespaces."""
+
+    def __init__(self, block: int) -> None:
+        """Take the number of this server's block, which names its control groups."""
+        self._groups = cgroups.SandboxGroups(
+            cgroups.detect(Path("/proc/self/mountinfo").read_text()), f"cloche-{block}"
+        )
+        self._control: socket.socket | None = None
+        self._seccomp = seccomp.profile()
+
+    def capabilities(self) -> Capabilities:
+        """See `Driver.capabilities`."""
+        return Capabilities(name="container", shares_host_kernel=True)
+
+    def prepare(self) -> None:
+        """Check for crun, make the mount points and the parent group, start the launcher. See `Driver.prepare`."""
+        if shutil.which("crun") is None:
+            raise Unavailable("crun is not installed", hint="apt-get install crun")
+        for folder in (launcher.MOUNT_FOLDER, *map(Path, (launcher.ROOT, launcher.LOWER, launcher.RUNTIME))):
+            _make_own_folder(folder)
+        try:
+            self._groups.prepare()
+        except OSError as error:
+            raise Unavailable(f"cannot make control groups: {error.filename}: {error.strerror}") from error
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            # SAFETY: the launcher gets this one descriptor only; it ends when our end is closed, however that happens.
+            subprocess.Popen(
+                [sys.executable, "-m", launcher.__name__, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        self._control = ours
+
+    async def start(self, spec: SandboxSpec) -> ProcessIdentity:
+        """See `Driver.start`."""
+        first_id = FIRST_ID + spec.slot * oci_spec.ID_RANGE
+        try:
+            await asyncio.to_thread(self._write_bundle, spec, first_id)
+            request = launcher.LaunchRequest(
+                sandbox_id=spec.sandbox_id,
+                folder=str(spec.folder),
+                rootfs=str(spec.rootfs),
+                runtime_tree=str(spec.runtime_tree),
+                first_id=first_id,
+                id_count=oci_spec.ID_RANGE,
+                cgroup_files=[str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)],
+            )
+            pid = await self._launch(request, [spec.network_namespace, *spec.listeners])
+        except OSError as error:
+            raise Internal(f"cannot start the sandbox: {error}") from error
+        init = identity.identify(pid)
+        if init is None:
+            raise Internal("cannot start the sandbox: its init ended at once")
+        return init
+
+    async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
+        """See `Driver.destroy`. The end of pid 1 ends every process of its namespace (pid_namespaces(7))."""
+        if init is not None:
+            identity.kill(init)
+            await identity.wait_for_exit(init)
+        # A half-made sandbox has no known init: whatever stands in its groups is crun, or what crun started.
+        while stray := self._groups.pids(sandbox_id):
+            for known in filter(None, map(identity.identify, stray)):
+                identity.kill(known)
+                await identity.wait_for_exit(known)
+            await asyncio.sleep(0)
+        await self._groups.remove(sandbox_id)
+
+    def is_alive(self, init: ProcessIdentity) -> bool:
+        """See `Driver.is_alive`."""
+        return identity.is_same(init)
+
+    async def wait(self, init: ProcessIdentity) -> None:
+        """See `Driver.wait`."""
+        await identity.wait_for_exit(init)
+
+    def usage(self, sandbox_id: str) -> Usage:
+        """See `Driver.usage`."""
+        return self._groups.usage(sandbox_id)
+
+    def leftovers(self) -> set[str]:
+        """See `Driver.leftovers`."""
+        return self._groups.names()
+
+    def close(self) -> None:
+        """End the launcher, and remove the parent group when no sandbox is left."""
+        if self._control is not None:
+            self._control.close()
+        self._groups.remove_parent()
+
+    def _write_bundle(self, spec: SandboxSpec, first_id: int) -> None:
+        for name in ("upper", "work", "bundle", "crun"):
+            (spec.folder / name).mkdir()
+        for name in ("upper", "work"):
+            os.chown(spec.folder / name, first_id, first_id)
+        (spec.folder / "upper").chmod(0o755)
+        config = oci_spec.build(
+            spec,
+            root=launcher.ROOT,
+            runtime_tree=launcher.RUNTIME,
+            network=f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR + len(spec.listeners)}",
+            first_id=first_id,
+            seccomp=self._seccomp,
+        )
+        (spec.folder / "bundle" / "config.json").write_text(json.dumps(config))
+        _write_network_files(spec, first_id)
+
+    async def _launch(self, request: launcher.LaunchRequest, descriptors: list[int]) -> int:
+        if self._control is None:
+            raise Internal("the driver is not prepared")
+        answer, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            socket.send_fds(self._control, [request.encode()], [theirs, *descriptors])
+        finally:
+            os.close(theirs)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                text = await _read_to_end(answer)
+        except TimeoutError as error:
+            raise Internal(f"cannot start the sandbox: no answer in {_START_TIMEOUT_S:.0f} s") from error
+        finally:
+            os.close(answer)
+        if not text:
+            raise Internal("cannot start the sandbox: the launcher ended", hint="see the node's log")
+        reply = json.loads(text)
+        if "error" in reply:
+            raise Internal(f"cannot start the sandbox: {reply['error']}")
+        return int(reply["pid"])
+
+
+def _write_network_files(spec: SandboxSpec, first_id: int) -> None:
+    """Put /etc/hosts and /etc/resolv.conf into the writable layer, where nothing of the template can redirect them."""
+    folder = spec.folder / "upper" / "etc"
+    folder.mkdir(mode=0o755)
+    os.chown(folder, first_id, first_id)
+    for name, text in spec.etc_files.items():
+        path = folder / name
+        # SAFETY: the folder was made above and is still empty: no name in it is a link.
+        path.write_text(text)
+        os.chown(path, first_id, first_id)
+        path.chmod(0o644)
+
+
+def _make_own_folder(path: Path) -> None:
+    """Make a folder that may be mounted over; refuse one that somebody else made or that holds anything."""
+    path.mkdir(mode=0o755, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
+        raise Unavailable(f"not a folder of ours: {path}", hint="move it away")
+
+
+async def _read_to_end(descriptor: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    parts: list[bytes] = []
+    while True:
+        try:
+            data = os.read(descriptor, 65_536)
+        except BlockingIOError:
+            ready: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(descriptor, lambda waiting=ready: waiting.done() or waiting.set_result(None))
+            try:
+                await ready
+            finally:
+                loop.remove_reader(descriptor)
+            continue
+        if not data:
+            return b"".join(parts)
+        parts.append(data)

@@ -1,0 +1,142 @@
+"""The container driver's only process that touches mounts: single-threaded, so it may fork and unshare.
+
+Started by the driver as `python -I -m cloche_server.isolation.container.launcher FD`. For each request on the descriptor (a
+SOCK_SEQPACKET pair) it forks a child, which enters the sandbox's control groups, makes a mount namespace that dies with
+it, assembles the root there and runs crun; the answer goes to the request's own pipe. So no mount of ours ever stands in
+a namespace that outlives one create, whatever is killed, and there is nothing to unmount.
+
+A request is one JSON object (`LaunchRequest`) with descriptors: the answer pipe, the network namespace, the listeners.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cloche_server.isolation import syscalls
+
+MOUNT_FOLDER = Path("/run/cloche")
+"""Mount points of every create, each in its own namespace: short, the same for all, and reachable for every user id."""
+ROOT, LOWER, RUNTIME = (str(MOUNT_FOLDER / name) for name in ("root", "lower", "runtime"))
+CRUN_TIMEOUT_S = 30
+MAX_REQUEST_BYTES = 64 * 1024
+FIRST_DESCRIPTOR = 3
+LIFTED_DESCRIPTOR = 64
+_HYBRID_CGROUP2 = "/sys/fs/cgroup/unified"
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """Everything the launcher has to know; made by the driver only."""
+
+    sandbox_id: str
+    folder: str
+    """Holds `upper`, `work` and `bundle/config.json`; becomes the working directory."""
+    rootfs: str
+    runtime_tree: str
+    first_id: int
+    id_count: int
+    cgroup_files: list[str]
+
+    def encode(self) -> bytes:
+        """One packet."""
+        return json.dumps(asdict(self)).encode()
+
+
+def main() -> None:
+    """Answer requests until the driver's end is closed."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # inits of sandboxes become our children, and are reaped
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps for us: sigaction(2), SA_NOCLDWAIT
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 8)
+        if not packet:
+            return
+        if os.fork() == 0:
+            control.close()
+            _child(packet, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _child(packet: bytes, descriptors: list[int]) -> None:
+    """Run one create and leave. Never returns."""
+    # Out of the way of the numbers that crun's descriptors will take.
+    answer_pipe = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, LIFTED_DESCRIPTOR)
+    os.close(descriptors[0])
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        request = LaunchRequest(**json.loads(packet))
+        answer = {"pid": _launch(request, descriptors[1:])}
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
+        answer = {"error": str(error)}
+    os.write(answer_pipe, json.dumps(answer).encode())
+    os._exit(0)
+
+
+def _launch(request: LaunchRequest, inherited: list[int]) -> int:
+    own = str(os.getpid())
+    for path in request.cgroup_files:
+        # SAFETY: the limits hold for crun and all it starts, before the first of them exists.
+        Path(path).write_text(own)
+    os.chdir(request.folder)
+    _assemble_root(request)
+    return _run_crun(request, inherited)
+
+
+def _assemble_root(request: LaunchRequest) -> None:
+    """Mount the template, the writable layer and the runtime tree in a namespace of this process alone.
+
+    Options are relative to the sandbox's folder, so that the mount table shown inside names no path of the host.
+    """
+    user_namespace = syscalls.user_namespace(request.first_id, request.id_count)
+    syscalls.enter_private_mounts()
+    if Path(_HYBRID_CGROUP2, "cgroup.procs").exists() and Path("/sys/fs/cgroup/memory").exists():
+        # crun 1.8 takes a version 1 layout with an extra, controllerless cgroup2 mount for an error.
+        # SAFETY: in our own mount namespace only; nothing propagates out of it.
+        syscalls.unmount(_HYBRID_CGROUP2, syscalls.MNT_DETACH)
+    # SAFETY: /run/cloche and these three folders are ours (driver's prepare checks it), and empty.
+    syscalls.mount_idmapped(request.rootfs, LOWER, user_namespace)
+    os.close(user_namespace)
+    flags = syscalls.MS_BIND
+    syscalls.mount(request.runtime_tree, RUNTIME, None, flags)
+    read_only = flags | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount(None, RUNTIME, None, read_only)
+    options = f"lowerdir={LOWER},upperdir=upper,workdir=work,redirect_dir=nofollow,index=off,metacopy=off"
+    syscalls.mount("overlay", ROOT, "overlay", syscalls.MS_NODEV, options)
+
+
+def _run_crun(request: LaunchRequest, inherited: list[int]) -> int:
+    """Start the init detached and return its pid. Descriptors: the network namespace first, then the listeners."""
+    network, *listeners = inherited
+    targets = [*listeners, network]
+    # SAFETY: lifted above the target numbers first, so that no dup2 below overwrites one that is still to be moved.
+    lifted = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, LIFTED_DESCRIPTOR) for descriptor in targets]
+    for number, descriptor in enumerate(lifted, start=FIRST_DESCRIPTOR):
+        os.dup2(descriptor, number, inheritable=True)
+    kept = tuple(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + len(targets)))
+    log, pid_file = f"{request.folder}/crun.log", f"{request.folder}/pid"  # crun changes its folder before it opens them
+    argv = [
+        "crun", "--cgroup-manager=disabled", "--root", f"{request.folder}/crun", "--log", log, "run", "--detach", "--no-new-keyring",
+        "--preserve-fds", str(len(listeners)), "--pid-file", pid_file, "--bundle", f"{request.folder}/bundle", request.sandbox_id,
+    ]  # fmt: skip
+    result = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+        pass_fds=kept, timeout=CRUN_TIMEOUT_S, env={"PATH": os.defpath + ":/usr/sbin:/sbin"},
+    )  # fmt: skip
+    if result.returncode != 0:
+        reason = Path(log).read_text(errors="replace").strip()[-500:] if Path(log).exists() else ""
+        raise OSError(f"crun run failed with {result.returncode}: {reason or 'no message'}")
+    return int(Path(pid_file).read_text())
+
+
+if __name__ == "__main__":
+    main()
