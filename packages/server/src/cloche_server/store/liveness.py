@@ -1,0 +1,49 @@
+"""What reconciliation with the nodes asks and changes: the only queries without a team."""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, delete, select
+
+from cloche_server.store.sandboxes import ALIVE, State, end_rows
+from cloche_server.store.schema import sandboxes
+from cloche_server.store.session import Database
+
+ENDED_ROWS_LIFE = timedelta(days=7)
+"""How long the row of an ended sandbox is kept."""
+
+
+class Liveness:
+    """Live rows of all teams."""
+
+    def __init__(self, database: Database) -> None:
+        """Use this database."""
+        self._database = database
+
+    async def alive(self) -> Mapping[str, State]:
+        """State of every sandbox that has not ended, by its id."""
+
+        def work(connection: Connection) -> Mapping[str, State]:
+            rows = connection.execute(
+                select(sandboxes.c.id, sandboxes.c.state).where(sandboxes.c.state.in_(ALIVE))
+            )
+            return {row.id: row.state for row in rows}
+
+        return await self._database.read(work)
+
+    async def end(self, ids: Collection[str], reason: str, at: datetime) -> int:
+        """End those of the sandboxes that live; returns how many did."""
+
+        def work(connection: Connection) -> int:
+            return end_rows(connection, sandboxes.c.id.in_(ids), reason, at)
+
+        return await self._database.write(work) if ids else 0
+
+    async def forget_ended(self, now: datetime) -> None:
+        """Drop rows of sandboxes that ended long ago."""
+
+        def work(connection: Connection) -> None:
+            old = sandboxes.c.ended_at < now - ENDED_ROWS_LIFE
+            connection.execute(delete(sandboxes).where(sandboxes.c.state == "ended", old))
+
+        await self._database.write(work)

@@ -1,0 +1,1 @@
+"""Migrations of the control plane's tables, run by `session.Database.migrate`."""

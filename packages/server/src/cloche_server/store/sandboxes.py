@@ -1,0 +1,248 @@
+"""Sandboxes, always of one team: in every WHERE, so that a foreign id is as good as an unknown one."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, tuple_, update
+
+from cloche_server.ids import BuildId, SandboxId, TeamId, TemplateId
+from cloche_server.store.schema import idempotency, sandboxes
+from cloche_server.store.session import Database
+from cloche_server.store.templates import count_spawn
+from cloche_wire.errors import Conflict, ResourceExhausted
+
+State = Literal["creating", "running", "ended"]
+Order = Literal["asc", "desc"]
+ALIVE: tuple[State, ...] = ("creating", "running")
+IDEMPOTENCY_LIFE = timedelta(hours=24)
+
+
+class SandboxRecord(msgspec.Struct, frozen=True):
+    """One sandbox as the control plane knows it. The node rules on whether it lives, this on whose it is."""
+
+    id: SandboxId
+    team_id: TeamId
+    template_id: TemplateId
+    build_id: BuildId
+    alias: str
+    metadata: dict[str, str]
+    access_token: str
+    """Opens the sandbox's daemon; empty once it has ended."""
+    traffic_token: str | None
+    mask_request_host: str | None
+    allow_internet: bool
+    cpu_count: int
+    memory_mib: int
+    disk_mib: int
+    started_at: datetime
+    end_at: datetime
+    state: State = "creating"
+    end_reason: str | None = None
+    ended_at: datetime | None = None
+    isolation: str = ""
+
+
+class IdempotencyClaim(NamedTuple):
+    """A client's wish that this request be carried out once."""
+
+    key: str
+    body_hash: str
+
+
+class Reservation(NamedTuple):
+    """The row a create stands on: its own, or that of an earlier request with the same idempotency key."""
+
+    record: SandboxRecord
+    is_new: bool
+
+
+class Cursor(NamedTuple):
+    """Where a page of a listing ends."""
+
+    started_at: datetime
+    sandbox_id: str
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """Which running sandboxes a caller wants to see."""
+
+    metadata: Mapping[str, str] = {}
+    order: Order = "desc"
+    started_after: datetime | None = None
+    template_id: str | None = None
+    after: Cursor | None = None
+    limit: int | None = None
+
+
+class Sandboxes:
+    """Queries and changes, each for one team."""
+
+    def __init__(self, database: Database) -> None:
+        """Use this database."""
+        self._database = database
+
+    async def reserve(
+        self, record: SandboxRecord, claim: IdempotencyClaim | None, *, max_alive: int
+    ) -> Reservation:
+        """Write the row `creating` before any node is asked.
+
+        Raises:
+            Conflict: The idempotency key was used with another request.
+            ResourceExhausted: `max_alive` sandboxes are alive already.
+        """
+
+        def work(connection: Connection) -> Reservation:
+            if claim is not None and (earlier := _claimed(connection, record, claim)) is not None:
+                return Reservation(earlier, is_new=False)
+            # The limit is the machine's, not a team's: it counts over all teams and shows none of them.
+            alive = connection.execute(
+                select(func.count()).select_from(sandboxes).where(sandboxes.c.state.in_(ALIVE))
+            ).scalar_one()
+            if alive >= max_alive:
+                raise ResourceExhausted(
+                    f"limit of sandboxes alive at once reached: current {alive}, maximum {max_alive}",
+                    hint="kill some, wait for one to end, or raise limits.max_sandboxes",
+                )
+            connection.execute(insert(sandboxes).values(msgspec.structs.asdict(record)))
+            if claim is not None:
+                connection.execute(
+                    insert(idempotency).values(
+                        team_id=record.team_id,
+                        key=claim.key,
+                        body_hash=claim.body_hash,
+                        sandbox_id=record.id,
+                        created_at=record.started_at,
+                    )
+                )
+            return Reservation(record, is_new=True)
+
+        return await self._database.write(work)
+
+    async def mark_running(
+        self, team: TeamId, sandbox: SandboxId, *, started_at: datetime, end_at: datetime, isolation: str
+    ) -> SandboxRecord | None:
+        """Creating → running. None when it has ended in the meantime."""
+
+        def work(connection: Connection) -> SandboxRecord | None:
+            row = (
+                connection.execute(
+                    update(sandboxes)
+                    .where(_is(team, sandbox), sandboxes.c.state == "creating")
+                    .values(state="running", started_at=started_at, end_at=end_at, isolation=isolation)
+                    .returning(sandboxes)
+                )
+                .mappings()
+                .one_or_none()
+            )
+            if row is None:
+                return None
+            record = SandboxRecord(**row)
+            count_spawn(connection, team, record.template_id, started_at)
+            return record
+
+        return await self._database.write(work)
+
+    async def get(self, team: TeamId, sandbox: SandboxId) -> SandboxRecord | None:
+        """The team's sandbox in whatever state."""
+
+        def work(connection: Connection) -> SandboxRecord | None:
+            row = connection.execute(select(sandboxes).where(_is(team, sandbox))).mappings().one_or_none()
+            return None if row is None else SandboxRecord(**row)
+
+        return await self._database.read(work)
+
+    async def list_running(self, team: TeamId, listing: Listing) -> Sequence[SandboxRecord]:
+        """The team's running sandboxes that the listing asks for."""
+
+        def work(connection: Connection) -> Sequence[SandboxRecord]:
+            time, key = sandboxes.c.started_at, sandboxes.c.id
+            order = (time.desc(), key.desc()) if listing.order == "desc" else (time, key)
+            conditions = [sandboxes.c.team_id == team, sandboxes.c.state == "running", *_conditions(listing)]
+            rows = connection.execute(
+                select(sandboxes).where(and_(*conditions)).order_by(*order).limit(listing.limit)
+            ).mappings()
+            return [SandboxRecord(**row) for row in rows]
+
+        return await self._database.read(work)
+
+    async def set_end(self, team: TeamId, sandbox: SandboxId, end_at: datetime) -> SandboxRecord | None:
+        """Note the end time the node has set. None when it does not run any more."""
+
+        def work(connection: Connection) -> SandboxRecord | None:
+            row = (
+                connection.execute(
+                    update(sandboxes)
+                    .where(_is(team, sandbox), sandboxes.c.state == "running")
+                    .values(end_at=end_at)
+                    .returning(sandboxes)
+                )
+                .mappings()
+                .one_or_none()
+            )
+            return None if row is None else SandboxRecord(**row)
+
+        return await self._database.write(work)
+
+    async def mark_ended(self, team: TeamId, sandbox: SandboxId, reason: str, at: datetime) -> bool:
+        """Alive → ended. False when it had ended before."""
+
+        def work(connection: Connection) -> bool:
+            return end_rows(connection, _is(team, sandbox), reason, at) == 1
+
+        return await self._database.write(work)
+
+
+def end_rows(connection: Connection, which: ColumnElement[bool], reason: str, at: datetime) -> int:
+    """End the live ones among the rows, inside a transaction, and forget their tokens.
+
+    A sandbox that never ran frees its idempotency key, so that the client's retry makes one.
+    """
+    never_ran = select(sandboxes.c.id).where(which, sandboxes.c.state == "creating")
+    connection.execute(delete(idempotency).where(idempotency.c.sandbox_id.in_(never_ran)))
+    result = connection.execute(
+        update(sandboxes)
+        .where(which, sandboxes.c.state.in_(ALIVE))
+        .values(state="ended", end_reason=reason, ended_at=at, access_token="", traffic_token=None)
+    )
+    return result.rowcount
+
+
+def _is(team: TeamId, sandbox: SandboxId) -> ColumnElement[bool]:
+    return and_(sandboxes.c.team_id == team, sandboxes.c.id == sandbox)
+
+
+def _claimed(connection: Connection, record: SandboxRecord, claim: IdempotencyClaim) -> SandboxRecord | None:
+    mine = and_(idempotency.c.team_id == record.team_id, idempotency.c.key == claim.key)
+    # Keys that have grown old, of this team or of any other, are of no use to anybody.
+    old = idempotency.c.created_at < record.started_at - IDEMPOTENCY_LIFE
+    connection.execute(delete(idempotency).where(or_(old, and_(mine, old))))
+    row = connection.execute(select(idempotency).where(mine)).mappings().one_or_none()
+    if row is None:
+        return None
+    if row["body_hash"] != claim.body_hash:
+        raise Conflict(
+            "idempotency key was used with another request", hint="use a new key for a new request"
+        )
+    earlier = connection.execute(
+        select(sandboxes).where(_is(record.team_id, SandboxId(str(row["sandbox_id"]))))
+    ).mappings()
+    return SandboxRecord(**earlier.one())
+
+
+def _conditions(listing: Listing) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if listing.started_after is not None:
+        found.append(sandboxes.c.started_at >= listing.started_after)
+    if listing.template_id is not None:
+        found.append(sandboxes.c.template_id == listing.template_id)
+    for key, value in listing.metadata.items():
+        # Key and value are bound, not part of a JSON path: any character may stand in them.
+        pairs = func.json_each(sandboxes.c.metadata).table_valued("key", "value")
+        found.append(select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists())
+    if listing.after is not None:
+        place = tuple_(sandboxes.c.started_at, sandboxes.c.id)
+        cursor = (listing.after.started_at, listing.after.sandbox_id)
+        found.append(place < cursor if listing.order == "desc" else place > cursor)
+    return found

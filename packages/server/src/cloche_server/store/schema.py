@@ -1,0 +1,129 @@
+"""The control plane's tables. The migrations make them; a test holds the two together."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+
+EVERYONE = ""
+"""Owner of a template that every team may use."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC times in Python, plain ones in the database, so that text order is time order."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Turn an aware time into what is stored."""
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Turn what is stored into an aware time."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData()
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("name", name="uq_teams_name"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id", name="fk_api_keys_team_id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("mask", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("last_used", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    UniqueConstraint("hash", name="uq_api_keys_hash"),
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # A team's id, or EVERYONE.
+    Column("owner", Text, nullable=False),
+    Column("build_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("aliases", JSON, nullable=False),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("spawn_count", Integer, nullable=False),
+    Column("last_spawned_at", UtcDateTime),
+)
+
+template_names = Table(
+    "template_names",
+    metadata,
+    Column("owner", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("template_id", Text, nullable=False),
+    PrimaryKeyConstraint("owner", "name", name="pk_template_names"),
+)
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id", name="fk_sandboxes_team_id"), nullable=False),
+    Column("template_id", Text, nullable=False),
+    Column("build_id", Text, nullable=False),
+    Column("alias", Text, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    # Emptied when the sandbox ends: a token must not outlive what it opens.
+    Column("access_token", Text, nullable=False),
+    Column("traffic_token", Text),
+    Column("mask_request_host", Text),
+    Column("allow_internet", Boolean, nullable=False),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("end_at", UtcDateTime, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("end_reason", Text),
+    Column("ended_at", UtcDateTime),
+    Column("isolation", Text, nullable=False),
+    Index("ix_sandboxes_team_started", "team_id", "state", "started_at", "id"),
+    Index("ix_sandboxes_state", "state"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("team_id", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("body_hash", Text, nullable=False),
+    Column("sandbox_id", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("team_id", "key", name="pk_idempotency"),
+    Index("ix_idempotency_sandbox_id", "sandbox_id"),
+)

@@ -1,0 +1,40 @@
+"""The store as one value: what the api holds on to."""
+
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from cloche_server.store.keys import Keys
+from cloche_server.store.liveness import Liveness
+from cloche_server.store.sandboxes import Sandboxes
+from cloche_server.store.session import Database, prepare_file
+from cloche_server.store.templates import Templates
+
+
+class Store(NamedTuple):
+    """All tables, by subject."""
+
+    database: Database
+    keys: Keys
+    templates: Templates
+    sandboxes: Sandboxes
+    liveness: Liveness
+
+    @classmethod
+    def open(cls, path: Path, *, owner_uid: int) -> Self:
+        """Make the file when it is missing, owned by `owner_uid`, and bring its tables up to date.
+
+        Raises:
+            Unavailable: The file cannot be opened or written.
+        """
+        prepare_file(path, owner_uid)
+        database = Database(path)
+        try:
+            database.migrate()
+        except BaseException:
+            database.close()
+            raise
+        return cls(database, Keys(database), Templates(database), Sandboxes(database), Liveness(database))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.close()

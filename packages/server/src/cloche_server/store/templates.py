@@ -1,0 +1,126 @@
+"""Templates a team may use: its own, and those of everyone."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import Connection, and_, delete, exists, insert, or_, select, update
+
+from cloche_server.ids import BuildId, TeamId, TemplateId
+from cloche_server.store.schema import EVERYONE, template_names, templates
+from cloche_server.store.session import Database
+
+
+class Template(msgspec.Struct, frozen=True):
+    """One template with the build that new sandboxes get."""
+
+    id: TemplateId
+    owner: str
+    """A team's id, or `EVERYONE`."""
+    build_id: BuildId
+    name: str
+    aliases: list[str]
+    """Every name it goes by, its first name included."""
+    cpu_count: int
+    memory_mib: int
+    disk_mib: int
+    created_at: datetime
+    spawn_count: int = 0
+    last_spawned_at: datetime | None = None
+
+    @property
+    def is_public(self) -> bool:
+        """Whether every team may use it."""
+        return self.owner == EVERYONE
+
+
+class Templates:
+    """Queries, each for one team; a team's own names come before those of everyone."""
+
+    def __init__(self, database: Database) -> None:
+        """Use this database."""
+        self._database = database
+
+    async def find(self, team: TeamId, reference: str) -> Template | None:
+        """Return the template with that id or name."""
+        named = exists().where(
+            template_names.c.template_id == templates.c.id,
+            template_names.c.owner == templates.c.owner,
+            template_names.c.name == reference,
+        )
+
+        def work(connection: Connection) -> Template | None:
+            row = (
+                connection.execute(
+                    select(templates)
+                    .where(templates.c.owner.in_([team, EVERYONE]), or_(templates.c.id == reference, named))
+                    .order_by(templates.c.owner.desc())
+                    .limit(1)
+                )
+                .mappings()
+                .one_or_none()
+            )
+            return None if row is None else Template(**row)
+
+        return await self._database.read(work)
+
+    async def list(self, team: TeamId, *, after: str = "", limit: int | None = None) -> Sequence[Template]:
+        """Templates the team may use, by id, from the first one after the id `after`."""
+
+        def work(connection: Connection) -> Sequence[Template]:
+            rows = connection.execute(
+                select(templates)
+                .where(templates.c.owner.in_([team, EVERYONE]), templates.c.id > after)
+                .order_by(templates.c.id)
+                .limit(limit)
+            ).mappings()
+            return [Template(**row) for row in rows]
+
+        return await self._database.read(work)
+
+    async def replace_shared(self, found: Sequence[Template]) -> None:
+        """Make `found` all templates of everyone there are; counters of those that stay are kept."""
+
+        def work(connection: Connection) -> None:
+            ids = [template.id for template in found]
+            shared = templates.c.owner == EVERYONE
+            connection.execute(delete(templates).where(shared, templates.c.id.not_in(ids)))
+            connection.execute(delete(template_names).where(template_names.c.owner == EVERYONE))
+            for template in found:
+                _upsert(connection, template)
+            for name, template_id in _names(found).items():
+                connection.execute(
+                    insert(template_names).values(owner=EVERYONE, name=name, template_id=template_id)
+                )
+
+        await self._database.write(work)
+
+
+def count_spawn(connection: Connection, team: TeamId, template_id: str, now: datetime) -> None:
+    """Note, inside a transaction, that a sandbox of this template has started."""
+    connection.execute(
+        update(templates)
+        .where(and_(templates.c.id == template_id, templates.c.owner.in_([team, EVERYONE])))
+        .values(spawn_count=templates.c.spawn_count + 1, last_spawned_at=now)
+    )
+
+
+def _upsert(connection: Connection, template: Template) -> None:
+    row = msgspec.structs.asdict(template)
+    kept = ("id", "owner", "spawn_count", "last_spawned_at")
+    changed = {key: value for key, value in row.items() if key not in kept}
+    found = connection.execute(
+        update(templates)
+        .where(templates.c.id == template.id, templates.c.owner == template.owner)
+        .values(changed)
+    )
+    if found.rowcount == 0:
+        connection.execute(insert(templates).values(row))
+
+
+def _names(found: Sequence[Template]) -> dict[str, TemplateId]:
+    """Which template each name leads to: of two with one name the newer has it."""
+    names: dict[str, TemplateId] = {}
+    for template in sorted(found, key=lambda template: template.created_at):
+        names.update(dict.fromkeys(template.aliases, template.id))
+    return names
