@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -101,7 +101,9 @@ async def call_for_descriptors(
     return reply.result, descriptors
 
 
-async def subscribe(path: Path, method: str, result_type: type[T]) -> AsyncIterator[T | tuple[str, msgspec.Raw]]:
+async def subscribe(
+    path: Path, method: str, result_type: type[T]
+) -> AsyncGenerator[T | tuple[str, msgspec.Raw], None]:
     """Yield the first result, then `(event name, raw data)` for every event, until the other side goes away.
 
     Raises:

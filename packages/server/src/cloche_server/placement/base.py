@@ -1,0 +1,62 @@
+"""The five verbs by which the control plane acts on sandboxes, wherever they run."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple, Protocol
+
+from cloche_server.node.messages import CreateSandbox, EndReason, SandboxEnded, SandboxState, SetTimeout
+
+
+class LinkUp(NamedTuple):
+    """First thing a watch yields: events flow from here on; ask `list` for what was before."""
+
+
+class Placement(Protocol):
+    """Where sandboxes are made. Nodes rule on whether one lives, the control plane on whose it is."""
+
+    async def create(self, sandbox: CreateSandbox, *, timeout_s: float) -> SandboxState:
+        """Make one sandbox; the answer comes when its agent has answered.
+
+        Raises:
+            TemplateNotFound: The node has no such build.
+            ResourceExhausted: No slot is free.
+            Unavailable: No node answers, or the link broke; the sandbox may have been made all the same.
+            DeadlineExceeded: No answer within `timeout_s`; the same holds.
+        """
+        ...
+
+    async def kill(self, sandbox_id: str, reason: EndReason) -> None:
+        """End one sandbox; afterwards no process of it is left.
+
+        Raises:
+            SandboxNotFound: No node has it.
+            Unavailable: No node answers.
+            DeadlineExceeded: The node takes too long.
+        """
+        ...
+
+    async def set_timeout(self, timeout: SetTimeout) -> SandboxState:
+        """Move the end of one sandbox.
+
+        Raises:
+            SandboxNotFound: No node has it.
+            Unavailable: No node answers.
+            DeadlineExceeded: The node takes too long.
+        """
+        ...
+
+    async def list(self) -> Sequence[SandboxState]:
+        """Everything alive on all nodes.
+
+        Raises:
+            Unavailable: A node does not answer, so that nobody knows what lives there.
+            DeadlineExceeded: A node takes too long.
+        """
+        ...
+
+    def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
+        """Yield `LinkUp`, then every end of a sandbox, until the link is lost.
+
+        Raises:
+            Unavailable: No node answers.
+        """
+        ...

@@ -1,0 +1,68 @@
+"""Placement on this one machine: each verb is one call over the node's Unix socket."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+
+from cloche_server import link
+from cloche_server.node.messages import (
+    CreateSandbox,
+    EndReason,
+    KillSandbox,
+    SandboxEnded,
+    SandboxState,
+    SetTimeout,
+)
+from cloche_server.placement.base import LinkUp
+from cloche_server.placement.policy import Node, choose_node
+from cloche_wire.errors import DeadlineExceeded
+
+CALL_TIMEOUT_S = 5.0
+KILL_TIMEOUT_S = 30.0
+
+T = TypeVar("T")
+
+
+class LocalPlacement:
+    """See `base.Placement`."""
+
+    def __init__(self, node: Node) -> None:
+        """Speak to this node; it need not be up yet, each call connects anew."""
+        self._nodes = [node]
+
+    async def create(self, sandbox: CreateSandbox, *, timeout_s: float) -> SandboxState:
+        """See `base.Placement.create`."""
+        node = choose_node(self._nodes, sandbox)
+        return await _call(node, "create", sandbox, SandboxState, timeout_s=timeout_s)
+
+    async def kill(self, sandbox_id: str, reason: EndReason) -> None:
+        """See `base.Placement.kill`."""
+        request = KillSandbox(sandbox_id, reason)
+        await _call(self._nodes[0], "kill", request, dict[str, Any], timeout_s=KILL_TIMEOUT_S)
+
+    async def set_timeout(self, timeout: SetTimeout) -> SandboxState:
+        """See `base.Placement.set_timeout`."""
+        return await _call(self._nodes[0], "set_timeout", timeout, SandboxState, timeout_s=CALL_TIMEOUT_S)
+
+    async def list(self) -> Sequence[SandboxState]:
+        """See `base.Placement.list`."""
+        return await _call(self._nodes[0], "list", {}, tuple[SandboxState, ...], timeout_s=CALL_TIMEOUT_S)
+
+    async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
+        """See `base.Placement.watch`."""
+        feed = link.subscribe(self._nodes[0].control_socket, "watch", dict[str, Any])
+        async with aclosing(feed) as items:
+            async for item in items:
+                if not isinstance(item, tuple):
+                    yield LinkUp()
+                elif item[0] == "ended":
+                    yield msgspec.json.decode(item[1], type=SandboxEnded)
+
+
+async def _call(node: Node, method: str, params: object, answer: type[T], *, timeout_s: float) -> T:
+    try:
+        return await link.call(node.control_socket, method, params, answer, timeout_s=timeout_s)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"node {node.name} did not answer {method} within {timeout_s:g} s") from error
