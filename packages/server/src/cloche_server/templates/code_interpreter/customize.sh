@@ -1,0 +1,70 @@
+#!/bin/sh
+# Last stage of the default template, run by chroot in the new root. What it needs lies in /.build.
+set -eu
+umask 022
+
+# --- trust: the authorities of the machine the template is made on -------------------------------------------------
+if [ -d /.build/certificates ]; then
+    cp /.build/certificates/*.crt /usr/local/share/ca-certificates/
+    update-ca-certificates >/dev/null 2>&1
+    # pip and npm are told by file as well: sudo drops the variables of the sandbox.
+    printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >/etc/pip.conf
+    npm_trust='cafile=/etc/ssl/certs/ca-certificates.crt'
+fi
+cp /.build/environment /etc/environment
+# Nobody is there to answer a package's questions.
+printf 'debconf debconf/frontend select Noninteractive\n' | debconf-set-selections
+
+# --- people --------------------------------------------------------------------------------------------------------
+useradd --create-home --uid 1000 --user-group --shell /bin/bash user
+printf 'user ALL=(ALL:ALL) NOPASSWD: ALL\n' >/etc/sudoers.d/90-user
+chmod 0440 /etc/sudoers.d/90-user
+
+# --- npm: its own archive, since Debian's package pulls in four hundred others --------------------------------------
+mkdir -p /usr/local/lib/node_modules/npm /usr/local/bin
+tar -xzf /.build/npm.tgz -C /usr/local/lib/node_modules/npm --strip-components=1 --no-same-owner
+for name in npm npx; do
+    ln -sf "../lib/node_modules/npm/bin/$name-cli.js" "/usr/local/bin/$name"
+    chmod 0755 "/usr/local/lib/node_modules/npm/bin/$name-cli.js"
+done
+# Global packages go where `user` may write, not below /usr, where node itself lies.
+printf 'prefix=/usr/local\nupdate-notifier=false\nfund=false\n%s\n' "${npm_trust:-}" >/usr/local/lib/node_modules/npm/npmrc
+
+# --- Python packages -------------------------------------------------------------------------------------------------
+rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
+site=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+mkdir -p "$site"
+if [ -d /.build/site ]; then
+    # Programs were written for the interpreter that unpacked them: here they run with this one.
+    sed -i '1s|^#!.*python.*|#!/usr/bin/python3|' /.build/site/bin/*
+    mv /.build/site/bin/* /usr/local/bin/
+    mkdir -p /usr/local/share
+    [ ! -d /.build/site/share ] || cp -a /.build/site/share/. /usr/local/share/
+    rm -rf /.build/site/bin /.build/site/share /.build/site/.lock
+    mv /.build/site/* "$site"/
+else
+    pip3 install --quiet --no-compile --no-cache-dir --root-user-action=ignore --require-hashes -r /.build/requirements.txt
+fi
+# Byte code now, so that no sandbox compiles pandas for itself. Unchecked: one stat less per module, and these files do not change.
+python3 -m compileall -q -j 2 --invalidation-mode unchecked-hash -x '/tests?/' "$site" || true
+# pip as `user` installs into the same place.
+chmod -R a+rwX /usr/local
+
+# --- first starts are fast -------------------------------------------------------------------------------------------
+su user -c 'cd && python3 -c "import matplotlib.font_manager"' >/dev/null
+mkdir -p /root/.cache
+cp -r /home/user/.cache/matplotlib /root/.cache/
+
+# --- folders and files that the server expects -----------------------------------------------------------------------
+mkdir -p /.cloche /.e2b /code
+chown user:user /code
+printf '127.0.0.1 localhost\n::1 localhost\n' >/etc/hosts
+printf 'sandbox\n' >/etc/hostname
+rm -f /etc/resolv.conf
+: >/etc/resolv.conf
+
+# --- apt: no translations, no fsync after each file; all else as Debian has it ----------------------------------------
+rm -f /etc/apt/apt.conf.d/99mmdebstrap
+printf 'Acquire::Languages "none";\n' >/etc/apt/apt.conf.d/90cloche
+
+rm -rf /.build /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/*.log /var/log/apt/* /tmp/* /root/.npm
