@@ -1,8 +1,8 @@
 """What sandboxes can leave behind on this machine, counted from the outside.
 
 Everything is found by what it is, not by the server's own books: processes by the user they run as,
-cgroups, interfaces and firewall rules by their names, mounts in any process's view, folders on disk. Nothing that belongs
-to the server itself counts, so that a server may be running before, after and meanwhile.
+cgroups, interfaces and firewall rules by their names, mounts in any process's view, folders on disk.
+Nothing that belongs to the server itself counts: it may be running before, after and meanwhile.
 """
 
 import contextlib

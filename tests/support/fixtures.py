@@ -1,15 +1,29 @@
 """Fixtures over a real server, for the suites that need one; their conftest.py imports what they use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from cloche import Sandbox
 from tests.support import census
 from tests.support.server import Server
 
+NEEDS_A_SERVER = pytest.mark.needs(
+    "root", "userns", "overlay", "idmap", "crun", "nft", "cgroup", "uv", "template"
+)
 STATES: set[Path] = set()
 """State folders of the servers of this session, so that the census looks into them."""
+
+MakeSandbox = Callable[..., Sandbox]
+
+
+class Pair(NamedTuple):
+    """Two sandboxes of one team: what holds between strangers must hold between these."""
+
+    a: Sandbox
+    b: Sandbox
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +38,40 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _running(tmp_path_factory.mktemp("own") / "state")
 
 
+@pytest.fixture
+def sandboxes(server: Server) -> Iterator[MakeSandbox]:
+    """Make sandboxes that are gone at the end of the test."""
+    made: list[Sandbox] = []
+
+    def make(**options: Any) -> Sandbox:
+        sandbox = connect_options(server, Sandbox.create, **options)
+        made.append(sandbox)
+        return sandbox
+
+    yield make
+    for sandbox in made:
+        sandbox.kill()
+
+
+@pytest.fixture(scope="module")
+def pair(server: Server) -> Iterator[Pair]:
+    """Two sandboxes that the tests of one module share."""
+    a, b = (connect_options(server, Sandbox.create, timeout=600) for _ in "ab")
+    yield Pair(a, b)
+    a.kill()
+    b.kill()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     """Every module of a suite leaves no process, mount, cgroup, interface, rule and folder of a sandbox."""
     with census.nothing_left(STATES):
         yield
+
+
+def connect_options(server: Server, act: Callable[..., Sandbox], *args: Any, **options: Any) -> Sandbox:
+    """Call `Sandbox.create` or `Sandbox.connect` against this server, whatever the environment says."""
+    return act(*args, api_url=server.url, sandbox_url=server.url, api_key=server.key, **options)
 
 
 def _running(state: Path) -> Iterator[Server]:

@@ -1,0 +1,62 @@
+"""The official clients: their environment, and their suite run under it."""
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.support.server import Server
+from tests.support.source import ROOT
+
+PROJECT = ROOT / "tests" / "compat" / "e2b_python"
+ENVIRONMENT = ROOT / ".venv-compat"
+
+
+@cache
+def interpreter() -> Path:
+    """The Python that has the official clients; its environment is made, or brought up to its lock, first."""
+    env = os.environ | {"UV_PROJECT_ENVIRONMENT": str(ENVIRONMENT)}
+    env.pop("VIRTUAL_ENV", None)
+    argv = ["uv", "sync", "--frozen", "--quiet", "--project", str(PROJECT)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"cannot make the environment of the official clients: {done.stderr}"
+    return ENVIRONMENT / "bin" / "python"
+
+
+def client_env(server: Server) -> dict[str, str]:
+    """Environment of a program that uses the official client: nothing of ours but where the server is."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("E2B_", "CLOCHE_", "PYTHON"))
+    }
+    return kept | server.env
+
+
+def run_suite(server: Server, report: Path) -> dict[str, str]:
+    """Run the whole suite once.
+
+    Returns:
+        For every test, by `file::name`, what went wrong; "" when nothing did, "skipped: ..." when it was.
+    """
+    argv = [str(interpreter()), "-m", "pytest", "-c", str(PROJECT / "pyproject.toml"), f"--rootdir={PROJECT}"]
+    argv += ["-q", f"--junitxml={report}", "-o", "junit_family=xunit1", str(PROJECT / "suite")]
+    done = subprocess.run(
+        argv, env=client_env(server), cwd=PROJECT, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert report.exists(), f"the suite did not run:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    tree = ElementTree.parse(report)
+    return {_name(case): _verdict(case) for case in tree.iter("testcase")}
+
+
+def _name(case: ElementTree.Element) -> str:
+    return f"{Path(case.get('file', '')).name}::{case.get('name')}"
+
+
+def _verdict(case: ElementTree.Element) -> str:
+    for kind in ("failure", "error"):
+        if (found := case.find(kind)) is not None:
+            return f"{found.get('message', '')}\n{found.text or ''}"
+    skipped = case.find("skipped")
+    return "" if skipped is None else f"skipped: {skipped.get('message', '')}"
