@@ -1,0 +1,89 @@
+"""Looking into sandboxes: from within by commands, from outside by what the kernel says of them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cloche import CommandExitException, Sandbox
+
+
+class Outcome(NamedTuple):
+    """How a command ended; failing is a result here, not an error."""
+
+    code: int
+    out: str
+    err: str
+
+
+class HostProcess(NamedTuple):
+    """A process of a sandbox as this machine sees it."""
+
+    pid: int
+    uid: int
+    comm: str
+
+
+def run(sandbox: Sandbox, command: str, *, user: str = "user", timeout: float = 60) -> Outcome:
+    """Run a command as `user` and return how it ended."""
+    try:
+        done = sandbox.commands.run(command, user=user, timeout=timeout)
+    except CommandExitException as failed:
+        return Outcome(failed.exit_code, failed.stdout, failed.stderr)
+    return Outcome(done.exit_code, done.stdout, done.stderr)
+
+
+def root(sandbox: Sandbox, command: str, *, timeout: float = 60) -> Outcome:
+    """Run a command as the sandbox's root."""
+    return run(sandbox, command, user="root", timeout=timeout)
+
+
+def python(sandbox: Sandbox, program: str, *, user: str = "user") -> Outcome:
+    """Run a Python program in the sandbox, outside of the interpreter service."""
+    name = f"/tmp/program-{user}.py"
+    sandbox.files.write(name, program)
+    return run(sandbox, f"python3 {name}", user=user)
+
+
+def host_processes(sandbox: Sandbox) -> list[HostProcess]:
+    """Every process of the sandbox: those in its control group, by their ids on this machine."""
+    found: list[HostProcess] = []
+    for group in _groups(sandbox.sandbox_id):
+        for line in (group / "cgroup.procs").read_text().split():
+            status = Path(f"/proc/{line}/status").read_text()
+            uid = int(_field(status, "Uid").split()[0])
+            found.append(HostProcess(int(line), uid, _field(status, "Name")))
+    return sorted(set(found))
+
+
+def init_pid(sandbox: Sandbox) -> int:
+    """The sandbox's first process, as this machine sees it: it is 1 in the innermost namespace."""
+    inits = [
+        process.pid
+        for process in host_processes(sandbox)
+        if _field(Path(f"/proc/{process.pid}/status").read_text(), "NSpid").split()[-1] == "1"
+    ]
+    assert len(inits) == 1, inits
+    return inits[0]
+
+
+def status(pid: int, field: str, *, thread: int | None = None) -> str:
+    """A field of a process's (or thread's) status."""
+    return _field(Path(f"/proc/{pid}/task/{thread or pid}/status").read_text(), field)
+
+
+def namespaces(pid: int | str) -> dict[str, str]:
+    """The namespaces a process is in, by kind."""
+    kinds = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+    return {kind: str(Path(f"/proc/{pid}/ns/{kind}").readlink()) for kind in kinds}
+
+
+def _groups(sandbox_id: str) -> Iterator[Path]:
+    for pattern in ("cloche-*/{}", "*/cloche-*/{}"):
+        yield from Path("/sys/fs/cgroup").glob(pattern.format(sandbox_id))
+
+
+def _field(text: str, name: str) -> str:
+    found = re.search(rf"^{name}:\s*(.*)$", text, re.MULTILINE)
+    assert found, name
+    return found[1]
