@@ -1,7 +1,7 @@
 """The server's settings: one frozen struct, read once at start and handed to every process.
 
-Order, later wins: the defaults below, `STATE/config.toml` when it exists, `CLOCHE_*` variables, command line options.
-Unknown keys are errors, because a misspelt limit would otherwise be no limit at all.
+Order, later wins: the defaults below, `STATE/config.toml` when it exists, `CLOCHE_*` variables, command
+line options. Unknown keys are errors, because a misspelt limit would otherwise be no limit at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from cloche_wire.errors import InvalidArgument
 Isolation = Literal["auto", "container", "fake"]
 
 API_UID = 0x0FFF_0000
-"""User the api runs as: below the ranges of the sandboxes, above every local account; needs no entry in /etc/passwd."""
+"""User the api runs as: below the ranges of the sandboxes, above every local account.
+
+Needs no entry in /etc/passwd.
+"""
 EDGE_UID = API_UID + 1
 """User the edge runs as."""
 
@@ -115,7 +118,8 @@ def load(overrides: dict[str, Any]) -> Config:
         overrides: Options given on the command line; None values are left out.
 
     Raises:
-        InvalidArgument: An unknown key or a value of the wrong type, in the file, the environment or the options.
+        InvalidArgument: An unknown key or a value of the wrong type, in the file, the environment or the
+        options.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     state = Path(given.get("state") or os.environ.get("CLOCHE_STATE") or Config().state)
@@ -134,4 +138,6 @@ def load(overrides: dict[str, Any]) -> Config:
     try:
         return msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidArgument(f"bad configuration: {error}", hint=f"see {path} and the CLOCHE_* variables") from error
+        raise InvalidArgument(
+            f"bad configuration: {error}", hint=f"see {path} and the CLOCHE_* variables"
+        ) from error

@@ -1,11 +1,12 @@
-"""Requests between the server's own processes: one Unix connection per call, JSON frames, descriptors alongside.
+"""Requests between the server's own processes: one Unix connection per call, JSON frames, descriptors.
 
-A frame is a 4-byte big-endian length and a JSON object. The caller sends `{"method", "params"}`; the answer is
-`{"result"}` or `{"error": {"type", "message", "hint"}}`, where the type is a class name of `cloche_wire.errors`. A method
-that answers with events keeps the connection and sends `{"event", "data"}` frames until one side closes it.
+A frame is a 4-byte big-endian length and a JSON object. The caller sends `{"method", "params"}`; the answer
+is `{"result"}` or `{"error": {"type", "message", "hint"}}`, where the type is a class name of
+`cloche_wire.errors`. A method that answers with events keeps the connection and sends `{"event", "data"}`
+frames until one side closes it.
 
-One connection per call costs about 0.1 ms and needs no multiplexing, no background reader and no repair after either
-side was killed: the next call simply connects again.
+One connection per call costs about 0.1 ms and needs no multiplexing, no background reader and no repair
+after either side was killed: the next call simply connects again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Event(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a handler gives back: a result, descriptors to pass (closed by the link after sending), events to follow."""
+    """What a handler gives back.
+
+    A result, descriptors to pass (closed by the link after sending), events to follow.
+    """
 
     result: object
     descriptors: tuple[int, ...] = ()
@@ -67,15 +71,15 @@ class _Reply(msgspec.Struct):
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
-# --- caller's side -----------------------------------------------------------------------------------------------
+# --- caller's side ---------------------------------------------------------------------------------
 
 
 async def call(path: Path, method: str, params: object, result_type: type[T], *, timeout_s: float) -> T:
     """Ask the process behind `path` once.
 
     Raises:
-        Unavailable: Nobody listens there, or the connection broke before the answer; the act may have been done.
-        ClocheError: Whatever the other side raised, as the same class.
+        Unavailable: Nobody listens there, or the connection broke before the answer; the act may have been
+        done. ClocheError: Whatever the other side raised, as the same class.
         TimeoutError: No answer in time.
     """
     answer, descriptors = await call_for_descriptors(path, method, params, timeout_s=timeout_s)
@@ -87,7 +91,10 @@ async def call(path: Path, method: str, params: object, result_type: type[T], *,
 async def call_for_descriptors(
     path: Path, method: str, params: object, *, timeout_s: float
 ) -> tuple[msgspec.Raw, list[int]]:
-    """Like `call`, and hand over the descriptors that came with the answer; the caller owns and closes them."""
+    """Like `call`, and hand over the descriptors that came with the answer.
+
+    The caller owns and closes them.
+    """
     async with asyncio.timeout(timeout_s):
         connection = await _connect(path)
         try:
@@ -126,18 +133,21 @@ async def subscribe(
         connection.close()
 
 
-# --- answering side ----------------------------------------------------------------------------------------------
+# --- answering side --------------------------------------------------------------------------------
 
 
 def listen(path: Path, *, owner_uid: int) -> socket.socket:
-    """Return a listening socket at `path` that only `owner_uid` and root can connect to; a stale one is replaced."""
+    """Return a listening socket at `path` that only `owner_uid` and root can connect to.
+
+    A stale one is replaced.
+    """
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     listener.bind(str(path))
     path.chmod(0o600)
-    # SAFETY: the path lies in our own run folder, which only root can write to, so it is the socket bound above.
-    # Connecting needs write permission on the socket file (unix(7)).
+    # SAFETY: the path lies in our own run folder, which only root can write to, so it is the socket bound
+    # above. Connecting needs write permission on the socket file (unix(7)).
     os.chown(path, owner_uid, owner_uid, follow_symlinks=False)
     listener.listen(1024)
     return listener
@@ -184,11 +194,13 @@ async def _send_events(connection: socket.socket, events: AsyncIterator[Event]) 
         await _send(connection, {"event": event.name, "data": event.data})
 
 
-# --- frames ------------------------------------------------------------------------------------------------------
+# --- frames ----------------------------------------------------------------------------------------
 
 
 async def _connect(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    connection = socket.socket(
+        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
     try:
         await asyncio.get_running_loop().sock_connect(connection, str(path))
     except OSError as error:
@@ -205,7 +217,8 @@ async def _send(connection: socket.socket, frame: object, descriptors: tuple[int
     data = struct.pack(">I", len(body)) + body
     try:
         if descriptors:
-            # SAFETY: the peer is one of our own processes (mode 0600, owner checked by the kernel at connect).
+            # SAFETY: the peer is one of our own processes (mode 0600, owner checked by the kernel at
+            # connect).
             sent = socket.send_fds(connection, [data], list(descriptors))
             data = data[sent:]
     finally:

@@ -1,6 +1,7 @@
 """The driver interface: what every kind of isolation can be asked, over plain values.
 
-Callers ask for `Capabilities`, never for the driver's type. A driver knows nothing of teams, tokens, HTTP or time-outs.
+Callers ask for `Capabilities`, never for the driver's type. A driver knows nothing of teams, tokens, HTTP
+or time-outs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,15 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
+
+ID_RANGE = 65_536
+"""Ids of one sandbox: all of 0..65535 are mapped, since apt's `_apt` and service users need theirs."""
+_FIRST_ID = 0x1000_0000
+
+
+def first_id(machine_slot: int) -> int:
+    """Host id of a sandbox's root; the ids of 28,000 slots stay below 2^31."""
+    return _FIRST_ID + machine_slot * ID_RANGE
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -52,7 +62,10 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
-    """Who a process is, so that a reused pid is never taken for it: pid, start time in clock ticks, boot id."""
+    """Who a process is, so that a reused pid is never taken for it.
+
+    Pid, start time in clock ticks, boot id.
+    """
 
     pid: int
     start_ticks: int
@@ -78,7 +91,8 @@ class Driver(Protocol):
         """Make the machine ready, once per start of the node.
 
         Raises:
-            Unavailable: The machine lacks what this driver needs; the message names it, the hint says what to do.
+            Unavailable: The machine lacks what this driver needs; the message names it, the hint says what
+            to do.
         """
         ...
 
@@ -93,9 +107,9 @@ class Driver(Protocol):
         ...
 
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
-        """End every process and remove every kernel object of the sandbox; the caller removes the folder then.
+        """End every process and remove every kernel object of the sandbox.
 
-        Idempotent, and safe on half-made sandboxes.
+        The caller removes the folder then. Idempotent, and safe on half-made sandboxes.
         """
         ...
 

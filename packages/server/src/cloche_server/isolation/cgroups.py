@@ -1,7 +1,7 @@
 """Control groups of sandboxes, on version 1 hierarchies and on version 2 alike.
 
-One group `cloche-<block>` holds one group per sandbox, in every hierarchy we use. Limits are written before the first
-process enters. See: kernel documentation, admin-guide/cgroup-v1 and admin-guide/cgroup-v2.
+One group `cloche-<block>` holds one group per sandbox, in every hierarchy we use. Limits are written before
+the first process enters. See: kernel documentation, admin-guide/cgroup-v1 and admin-guide/cgroup-v2.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class VersionOne:
         return list(dict.fromkeys(mount / name for mount in self._mounts.values()))
 
     def limit(self, name: str, limits: ResourceLimits) -> None:
-        """See `Hierarchy.limit`. Memory with swap is limited to the same value, where the kernel counts swap."""
+        """See `Hierarchy.limit`.
+
+        Memory with swap is limited to the same value, where the kernel counts swap.
+        """
         memory = self._mounts["memory"] / name
         size = str(limits.memory_mib * 1024 * 1024)
         _write(memory / "memory.limit_in_bytes", size)
@@ -131,7 +134,8 @@ def detect(mountinfo: str) -> Hierarchy:
         if not missing:
             return VersionTwo(unified)
     raise Unavailable(
-        f"cgroup controllers missing: {', '.join(missing)}", hint="mount the hierarchies, or boot with cgroup v2"
+        f"cgroup controllers missing: {', '.join(missing)}",
+        hint="mount the hierarchies, or boot with cgroup v2",
     )
 
 
@@ -178,7 +182,8 @@ class SandboxGroups:
     async def remove(self, sandbox_id: str) -> None:
         """Remove a sandbox's groups; they are empty or about to be. Idempotent.
 
-        The kernel answers EBUSY for a moment after the last process has gone, hence the attempts, 10 ms apart.
+        The kernel answers EBUSY for a moment after the last process has gone, hence the attempts, 10 ms
+        apart.
         """
         for folder in self._hierarchy.folders(f"{self._parent}/{sandbox_id}"):
             for attempt in range(_REMOVE_ATTEMPTS):
@@ -188,7 +193,9 @@ class SandboxGroups:
                     break
                 except OSError as error:
                     if error.errno != errno.EBUSY or attempt == _REMOVE_ATTEMPTS - 1:
-                        raise Internal(f"cannot remove the control group: {folder}: {error.strerror}") from error
+                        raise Internal(
+                            f"cannot remove the control group: {folder}: {error.strerror}"
+                        ) from error
                     await asyncio.sleep(0.01)
                 else:
                     break

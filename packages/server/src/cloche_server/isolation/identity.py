@@ -21,7 +21,9 @@ def identify(pid: int) -> ProcessIdentity | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text[text.rindex(")") + 2 :].split()  # the name in brackets may hold anything, so count from its end
+    fields = text[
+        text.rindex(")") + 2 :
+    ].split()  # the name in brackets may hold anything, so count from its end
     if fields[0] in "ZX":
         return None
     return ProcessIdentity(pid, int(fields[19]), boot_id())  # field 22 of proc(5), starttime
@@ -38,7 +40,8 @@ def open_pidfd(identity: ProcessIdentity) -> int | None:
         descriptor = os.pidfd_open(identity.pid)
     except ProcessLookupError:
         return None
-    # SAFETY: checked after the open: if the pid still has the old start time now, the descriptor is of that process.
+    # SAFETY: checked after the open: if the pid still has the old start time now, the descriptor is of that
+    # process.
     if is_same(identity):
         return descriptor
     os.close(descriptor)
@@ -52,7 +55,9 @@ async def wait_for_exit(identity: ProcessIdentity) -> None:
         return
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))  # readable at exit: pidfd_open(2)
+    loop.add_reader(
+        descriptor, lambda: ended.done() or ended.set_result(None)
+    )  # readable at exit: pidfd_open(2)
     try:
         await ended
     finally:

@@ -8,10 +8,7 @@ from __future__ import annotations
 import resource
 from typing import Any
 
-from cloche_server.isolation.base import SandboxSpec
-
-ID_RANGE = 65_536
-"""Ids of one sandbox: all of 0..65535 are mapped, since apt's `_apt` and service users need theirs."""
+from cloche_server.isolation.base import ID_RANGE, SandboxSpec
 
 CAPABILITIES = tuple(
     f"CAP_{name}"
@@ -20,24 +17,35 @@ CAPABILITIES = tuple(
         "NET_BIND_SERVICE", "SYS_CHROOT",
     )
 )  # fmt: skip
-"""Docker's default without NET_RAW, MKNOD and AUDIT_WRITE: apt, pip, npm, useradd, su and sudo work with these."""
+"""Docker's default without NET_RAW, MKNOD and AUDIT_WRITE.
+
+Apt, pip, npm, useradd, su and sudo work with these.
+"""
 
 MASKED_PATHS = tuple(
     f"/proc/{name}"
     for name in (
-        "acpi", "asound", "bus", "config.gz", "diskstats", "fs", "interrupts", "iomem", "ioports", "irq", "kallsyms",
-        "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "mdstat",
-        "modules", "partitions", "sched_debug", "scsi", "slabinfo", "softirqs", "swaps", "sysrq-trigger", "timer_list",
+        "acpi", "asound", "bus", "config.gz", "diskstats", "fs", "interrupts",
+        "iomem", "ioports", "irq", "kallsyms",
+        "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount",
+        "kpageflags", "latency_stats", "mdstat",
+        "modules", "partitions", "sched_debug", "scsi", "slabinfo", "softirqs",
+        "swaps", "sysrq-trigger", "timer_list",
         "timer_stats", "tty", "vmallocinfo",
     )
 )  # fmt: skip
-"""Host state that procfs shows to every namespace. crun covers files with /dev/null and folders with an empty tmpfs."""
+"""Host state that procfs shows to every namespace.
+
+crun covers files with /dev/null and folders with an empty tmpfs.
+"""
 
 READONLY_PATHS = ("/proc/sys",)
 HARD_OPEN_FILES = 65_536
 
 
-def build(spec: SandboxSpec, *, root: str, runtime_tree: str, network: str, first_id: int, seccomp: object) -> dict[str, Any]:
+def build(
+    spec: SandboxSpec, *, root: str, runtime_tree: str, network: str, first_id: int, seccomp: object
+) -> dict[str, Any]:
     """Return config.json.
 
     Args:
@@ -96,7 +104,17 @@ def _mounts(runtime_tree: str) -> list[dict[str, Any]]:
     return [
         mount("/proc", "proc", "nosuid", "noexec", "nodev"),
         mount("/dev", "tmpfs", "nosuid", "noexec", "mode=755", "size=64k", "nr_inodes=64"),
-        mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=256"),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+            "max=256",
+        ),
         mount("/dev/shm", "tmpfs", "nosuid", "nodev", "mode=1777", "size=262144k", "nr_inodes=65536"),  # noqa: S108 - inside
         mount("/.cloche", "bind", "bind", "ro", "nosuid", "nodev", source=runtime_tree),
     ]

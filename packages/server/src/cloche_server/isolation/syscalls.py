@@ -1,7 +1,8 @@
 """The one seam to the kernel: system calls that Python 3.11 has no binding for.
 
-Every function raises OSError with the errno of the call and a message that names it. Single-threaded users only where
-the call changes the calling process (`unshare`); `setns` of a network namespace is per thread (setns(2)).
+Every function raises OSError with the errno of the call and a message that names it. Single-threaded users
+only where the call changes the calling process (`unshare`); `setns` of a network namespace is per thread
+(setns(2)).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 CLONE_NEWNS = 0x0002_0000
@@ -29,7 +30,11 @@ _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, 0x80000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NODEV, _MOUNT_ATTR_IDMAP = 1, 4, 0x0010_0000
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture (asm-generic)
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = (
+    428,
+    429,
+    442,
+)  # the same on every architecture (asm-generic)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -83,7 +88,8 @@ def enter_private_mounts() -> None:
 
     Requires: a single-threaded process with CAP_SYS_ADMIN.
     """
-    # SAFETY: only this process leaves the shared mount table; MS_PRIVATE comes before any other mount call can run.
+    # SAFETY: only this process leaves the shared mount table; MS_PRIVATE comes before any other mount call
+    # can run.
     unshare(CLONE_NEWNS)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
 
@@ -99,10 +105,17 @@ def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
         f"open_tree {source}",
     )
     try:
-        attributes = _MountAttr(_MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NODEV, 0, 0, user_namespace)
+        attributes = _MountAttr(
+            _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NODEV, 0, 0, user_namespace
+        )
         _check(
             _libc.syscall(
-                _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes)
+                _SYS_MOUNT_SETATTR,
+                tree,
+                b"",
+                _AT_EMPTY_PATH,
+                ctypes.byref(attributes),
+                ctypes.sizeof(attributes),
             ),
             f"mount_setattr {source}",
         )
@@ -117,8 +130,8 @@ def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
 def user_namespace(first_id: int, count: int) -> int:
     """Return a descriptor of a new user namespace that maps 0.. to `first_id`.. for users and groups.
 
-    A throw-away child makes it and waits for its maps, as user_namespaces(7) asks: the maps of a user namespace are
-    written from outside by someone with CAP_SETUID and CAP_SETGID.
+    A throw-away child makes it and waits for its maps, as user_namespaces(7) asks: the maps of a user
+    namespace are written from outside by someone with CAP_SETUID and CAP_SETGID.
     """
     ready, go = os.pipe(), os.pipe()
     child = os.fork()
@@ -145,11 +158,12 @@ def user_namespace(first_id: int, count: int) -> int:
 
 
 @contextlib.contextmanager
-def network_namespace(descriptor: int) -> Iterator[None]:
+def network_namespace(descriptor: int) -> Generator[None, None, None]:
     """Run the calling thread inside a network namespace, and bring it back whatever happens."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # SAFETY: CLONE_NEWNET moves this thread only (setns(2)); it must not await or hand over while it is away.
+        # SAFETY: CLONE_NEWNET moves this thread only (setns(2)); it must not await or hand over while it is
+        # away.
         setns(descriptor, CLONE_NEWNET)
         try:
             yield

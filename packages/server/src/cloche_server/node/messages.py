@@ -2,8 +2,8 @@
 
 Control socket (`Config.node_socket`), method -> params -> result:
 
-    create       CreateSandbox   SandboxState     raises TemplateNotFound, ResourceExhausted, Unavailable, Internal
-    kill         KillSandbox     {}               raises SandboxNotFound
+    create       CreateSandbox   SandboxState     raises TemplateNotFound, ResourceExhausted, Unavailable,
+    Internal kill         KillSandbox     {}               raises SandboxNotFound
     set_timeout  SetTimeout      SandboxState     raises SandboxNotFound
     list         {}              [SandboxState]   everything alive on this node
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
@@ -11,8 +11,9 @@ Control socket (`Config.node_socket`), method -> params -> result:
 
 Edge socket (`Config.edge_socket`):
 
-    routes       {}              [Route], then events `route` (Route) and `gone` (RouteGone) until it is closed
-    dial         Dial            {} with one descriptor: a connected TCP socket, made inside the sandbox's network namespace
+    routes       {}              [Route], then events `route` (Route) and `gone` (RouteGone) until it is
+    closed dial         Dial            {} with one descriptor: a connected TCP socket, made inside the
+    sandbox's network namespace
                                  raises SandboxNotFound, PortClosed
 """
 

@@ -13,12 +13,10 @@ import sys
 from pathlib import Path
 
 from cloche_server.isolation import cgroups, identity, oci_spec
-from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
+from cloche_server.isolation.base import ID_RANGE, Capabilities, ProcessIdentity, SandboxSpec, Usage, first_id
 from cloche_server.isolation.container import launcher, seccomp
 from cloche_wire.errors import Internal, Unavailable
 
-FIRST_ID = 0x1000_0000
-"""Host id of slot 0's root; slot n begins n * 65,536 above. Stays below 2^31 for 28,000 slots."""
 _START_TIMEOUT_S = 45.0
 
 
@@ -38,7 +36,10 @@ class ContainerDriver:
         return Capabilities(name="container", shares_host_kernel=True)
 
     def prepare(self) -> None:
-        """Check for crun, make the mount points and the parent group, start the launcher. See `Driver.prepare`."""
+        """Check for crun, make the mount points and the parent group, start the launcher.
+
+        See `Driver.prepare`.
+        """
         if shutil.which("crun") is None:
             raise Unavailable("crun is not installed", hint="apt-get install crun")
         for folder in (launcher.MOUNT_FOLDER, *map(Path, (launcher.ROOT, launcher.LOWER, launcher.RUNTIME))):
@@ -50,7 +51,8 @@ class ContainerDriver:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            # SAFETY: the launcher gets this one descriptor only; it ends when our end is closed, however that happens.
+            # SAFETY: the launcher gets this one descriptor only; it ends when our end is closed, however
+            # that happens.
             subprocess.Popen(
                 [sys.executable, "-m", launcher.__name__, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
@@ -59,16 +61,16 @@ class ContainerDriver:
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         """See `Driver.start`."""
-        first_id = FIRST_ID + spec.slot * oci_spec.ID_RANGE
+        first = first_id(spec.slot)
         try:
-            await asyncio.to_thread(self._write_bundle, spec, first_id)
+            await asyncio.to_thread(self._write_bundle, spec, first)
             request = launcher.LaunchRequest(
                 sandbox_id=spec.sandbox_id,
                 folder=str(spec.folder),
                 rootfs=str(spec.rootfs),
                 runtime_tree=str(spec.runtime_tree),
-                first_id=first_id,
-                id_count=oci_spec.ID_RANGE,
+                first_id=first,
+                id_count=ID_RANGE,
                 cgroup_files=[str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)],
             )
             pid = await self._launch(request, [spec.network_namespace, *spec.listeners])
@@ -114,22 +116,22 @@ class ContainerDriver:
             self._control.close()
         self._groups.remove_parent()
 
-    def _write_bundle(self, spec: SandboxSpec, first_id: int) -> None:
+    def _write_bundle(self, spec: SandboxSpec, first: int) -> None:
         for name in ("upper", "work", "bundle", "crun"):
             (spec.folder / name).mkdir()
         for name in ("upper", "work"):
-            os.chown(spec.folder / name, first_id, first_id)
+            os.chown(spec.folder / name, first, first)
         (spec.folder / "upper").chmod(0o755)
         config = oci_spec.build(
             spec,
             root=launcher.ROOT,
             runtime_tree=launcher.RUNTIME,
             network=f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR + len(spec.listeners)}",
-            first_id=first_id,
+            first_id=first,
             seccomp=self._seccomp,
         )
         (spec.folder / "bundle" / "config.json").write_text(json.dumps(config))
-        _write_network_files(spec, first_id)
+        _write_network_files(spec, first)
 
     async def _launch(self, request: launcher.LaunchRequest, descriptors: list[int]) -> int:
         if self._control is None:
@@ -154,16 +156,16 @@ class ContainerDriver:
         return int(reply["pid"])
 
 
-def _write_network_files(spec: SandboxSpec, first_id: int) -> None:
-    """Put /etc/hosts and /etc/resolv.conf into the writable layer, where nothing of the template can redirect them."""
+def _write_network_files(spec: SandboxSpec, first: int) -> None:
+    """Put /etc/hosts and the like into the writable layer, where no template can redirect them."""
     folder = spec.folder / "upper" / "etc"
     folder.mkdir(mode=0o755)
-    os.chown(folder, first_id, first_id)
+    os.chown(folder, first, first)
     for name, text in spec.etc_files.items():
         path = folder / name
         # SAFETY: the folder was made above and is still empty: no name in it is a link.
         path.write_text(text)
-        os.chown(path, first_id, first_id)
+        os.chown(path, first, first)
         path.chmod(0o644)
 
 

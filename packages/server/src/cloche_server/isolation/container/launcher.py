@@ -1,11 +1,13 @@
 """The container driver's only process that touches mounts: single-threaded, so it may fork and unshare.
 
-Started by the driver as `python -I -m cloche_server.isolation.container.launcher FD`. For each request on the descriptor (a
-SOCK_SEQPACKET pair) it forks a child, which enters the sandbox's control groups, makes a mount namespace that dies with
-it, assembles the root there and runs crun; the answer goes to the request's own pipe. So no mount of ours ever stands in
-a namespace that outlives one create, whatever is killed, and there is nothing to unmount.
+Started by the driver as `python -I -m cloche_server.isolation.container.launcher FD`. For each request on
+the descriptor (a SOCK_SEQPACKET pair) it forks a child, which enters the sandbox's control groups, makes a
+mount namespace that dies with it, assembles the root there and runs crun; the answer goes to the request's
+own pipe. So no mount of ours ever stands in a namespace that outlives one create, whatever is killed, and
+there is nothing to unmount.
 
-A request is one JSON object (`LaunchRequest`) with descriptors: the answer pipe, the network namespace, the listeners.
+A request is one JSON object (`LaunchRequest`) with descriptors: the answer pipe, the network namespace, the
+listeners.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from pathlib import Path
 from cloche_server.isolation import syscalls
 
 MOUNT_FOLDER = Path("/run/cloche")
-"""Mount points of every create, each in its own namespace: short, the same for all, and reachable for every user id."""
+"""Mount points of every create, each in its own namespace.
+
+Short, the same for all, and reachable for every user id.
+"""
 ROOT, LOWER, RUNTIME = (str(MOUNT_FOLDER / name) for name in ("root", "lower", "runtime"))
 CRUN_TIMEOUT_S = 30
 MAX_REQUEST_BYTES = 64 * 1024
@@ -54,7 +59,9 @@ def main() -> None:
     """Answer requests until the driver's end is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # inits of sandboxes become our children, and are reaped
+    syscalls.prctl(
+        syscalls.PR_SET_CHILD_SUBREAPER, 1
+    )  # inits of sandboxes become our children, and are reaped
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps for us: sigaction(2), SA_NOCLDWAIT
     while True:
         packet, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 8)
@@ -95,7 +102,8 @@ def _launch(request: LaunchRequest, inherited: list[int]) -> int:
 def _assemble_root(request: LaunchRequest) -> None:
     """Mount the template, the writable layer and the runtime tree in a namespace of this process alone.
 
-    Options are relative to the sandbox's folder, so that the mount table shown inside names no path of the host.
+    Options are relative to the sandbox's folder, so that the mount table shown inside names no path of the
+    host.
     """
     user_namespace = syscalls.user_namespace(request.first_id, request.id_count)
     syscalls.enter_private_mounts()
@@ -115,18 +123,27 @@ def _assemble_root(request: LaunchRequest) -> None:
 
 
 def _run_crun(request: LaunchRequest, inherited: list[int]) -> int:
-    """Start the init detached and return its pid. Descriptors: the network namespace first, then the listeners."""
+    """Start the init detached and return its pid.
+
+    Descriptors: the network namespace first, then the listeners.
+    """
     network, *listeners = inherited
     targets = [*listeners, network]
-    # SAFETY: lifted above the target numbers first, so that no dup2 below overwrites one that is still to be moved.
+    # SAFETY: lifted above the target numbers first, so that no dup2 below overwrites one that is still to
+    # be moved.
     lifted = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, LIFTED_DESCRIPTOR) for descriptor in targets]
     for number, descriptor in enumerate(lifted, start=FIRST_DESCRIPTOR):
         os.dup2(descriptor, number, inheritable=True)
     kept = tuple(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + len(targets)))
-    log, pid_file = f"{request.folder}/crun.log", f"{request.folder}/pid"  # crun changes its folder before it opens them
+    log, pid_file = (
+        f"{request.folder}/crun.log",
+        f"{request.folder}/pid",
+    )  # crun changes its folder before it opens them
     argv = [
-        "crun", "--cgroup-manager=disabled", "--root", f"{request.folder}/crun", "--log", log, "run", "--detach", "--no-new-keyring",
-        "--preserve-fds", str(len(listeners)), "--pid-file", pid_file, "--bundle", f"{request.folder}/bundle", request.sandbox_id,
+        "crun", "--cgroup-manager=disabled",
+        "--root", f"{request.folder}/crun", "--log", log, "run", "--detach", "--no-new-keyring",
+        "--preserve-fds", str(len(listeners)), "--pid-file", pid_file,
+        "--bundle", f"{request.folder}/bundle", request.sandbox_id,
     ]  # fmt: skip
     result = subprocess.run(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,

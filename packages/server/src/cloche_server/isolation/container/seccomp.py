@@ -1,8 +1,8 @@
 """The sandbox's system call filter, made from data, as the OCI runtime specification writes it.
 
-See: runtime-spec, config-linux.md "Seccomp"; seccomp_rule_add(3): rules of one call are alternatives, conditions in one
-rule all hold, and each argument may stand in one condition of a rule only. That last point is why "any value but these"
-is written as a set of bit prefixes here.
+See: runtime-spec, config-linux.md "Seccomp"; seccomp_rule_add(3): rules of one call are alternatives,
+conditions in one rule all hold, and each argument may stand in one condition of a rule only. That last
+point is why "any value but these" is written as a set of bit prefixes here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rule = dict[str, Any]
 
 def profile() -> dict[str, Any]:
     """Return the `linux.seccomp` object of config.json."""
-    data = tomllib.loads(resources.files(__package__).joinpath("seccomp.toml").read_text())
+    data = tomllib.loads(resources.files("cloche_server.isolation.container").joinpath("seccomp.toml").read_text())
     rules = [
         _rule(data["allow"].split(), ALLOW),
         _rule(data["refuse"].split(), ERRNO, errno.EPERM),
@@ -30,8 +30,8 @@ def profile() -> dict[str, Any]:
         *_ioctls(data["ioctls"]),
     ]
     return {
-        # x32 and i386 are left out: libseccomp ends a process that calls through them, for their numbers and arguments
-        # would walk around this list.
+        # x32 and i386 are left out: libseccomp ends a process that calls through them, for their numbers
+        # and arguments would walk around this list.
         "architectures": ["SCMP_ARCH_X86_64"],
         "defaultAction": ERRNO,
         "defaultErrnoRet": errno.ENOSYS,
@@ -65,15 +65,18 @@ def _sockets(families: list[int], netlink: int) -> list[Rule]:
 def _ioctls(refused: list[int]) -> list[Rule]:
     return [
         *(_rule(["ioctl"], ERRNO, errno.EPERM, [_masked(1, _WORD, command)]) for command in refused),
-        *(_rule(["ioctl"], ALLOW, args=[_masked(1, mask, value)]) for mask, value in prefixes_without(set(refused))),
+        *(
+            _rule(["ioctl"], ALLOW, args=[_masked(1, mask, value)])
+            for mask, value in prefixes_without(set(refused))
+        ),
     ]
 
 
 def prefixes_without(excluded: set[int]) -> list[tuple[int, int]]:
-    """Cover every 32-bit word outside `excluded` by `(mask, value)` pairs, none of which matches an excluded word.
+    """Cover every 32-bit word outside `excluded` by `(mask, value)` pairs that match none inside.
 
-    Only the low 32 bits are compared: the kernel ignores the upper half of an `int` argument, so a filter that looked
-    at it could be walked around by setting it.
+    Only the low 32 bits are compared: the kernel ignores the upper half of an `int` argument, so a filter
+    that looked at it could be walked around by setting it.
     """
     found: list[tuple[int, int]] = []
     level = {0}  # prefixes that still contain an excluded word

@@ -1,0 +1,53 @@
+"""Connections to a sandbox's ports, made inside its network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from cloche_server.isolation import syscalls
+from cloche_server.node import kill
+from cloche_server.node.machine import Machine
+from cloche_server.node.messages import Dial
+from cloche_wire.errors import InvalidArgument, PortClosed, SandboxNotFound
+
+_TIMEOUT_S = 5.0
+
+
+async def dial(machine: Machine, request: Dial) -> int:
+    """Return a descriptor of a TCP socket connected to a port of the sandbox; the caller closes it.
+
+    It is made inside the sandbox's namespace, so it needs no route, works with egress off, and reaches
+    services that listen on the sandbox's 127.0.0.1 only.
+
+    Raises:
+        SandboxNotFound: It does not run.
+        PortClosed: Nothing listens there.
+        InvalidArgument: No such port.
+    """
+    live = machine.find(request.sandbox_id)
+    if not 1 <= request.port <= 65_535:
+        raise InvalidArgument(f"no such port: {request.port}")
+    if live.network_namespace is None:
+        raise SandboxNotFound(f"no such sandbox: {request.sandbox_id}")
+    for address in ("127.0.0.1", str(machine.block.address(live.record.slot))):
+        connection = await kill.in_thread(_socket_inside, live.network_namespace)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_connect(connection, (address, request.port))
+        except OSError:  # TimeoutError is one
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connection.detach()
+    raise PortClosed(f"nothing listens on port {request.port}")
+
+
+def _socket_inside(namespace: int) -> socket.socket:
+    with syscalls.network_namespace(namespace):
+        # SAFETY: a socket belongs to the namespace it was made in for ever (network_namespaces(7)); only it
+        # leaves.
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -1,0 +1,97 @@
+"""End a sandbox, for whatever reason: the one way out, also of half-made ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import msgspec
+import structlog
+
+from cloche_server.node.machine import Live, Machine
+from cloche_server.node.messages import EndReason
+from cloche_wire.errors import ClocheError
+
+_RETRY_S = 2.0
+
+log = structlog.get_logger()
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking step on a thread, to its end even when the caller is cancelled.
+
+    Half a step has no undo.
+    """
+    return await asyncio.shield(asyncio.to_thread(function, *args, **kwargs))
+
+
+async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
+    """End a sandbox and return when nothing of it is left. Idempotent; callers of the same sandbox all wait.
+
+    Leaves: no process, control group, interface, socket, folder in place, slot or record of it. A step that
+    the kernel refuses is tried again every 2 s, and until then the record says `ending`, so that a restart
+    goes on with it.
+    """
+    live = machine.live.get(sandbox_id)
+    if live is None:
+        return
+    if live.record.state in ("creating", "running"):
+        machine.move(live, "end", lambda record: msgspec.structs.replace(record, end_reason=reason))
+        machine.publish_gone(sandbox_id)
+        machine.tasks.create_task(finish(machine, live))
+    await live.gone.wait()
+
+
+async def finish(machine: Machine, live: Live) -> None:
+    """Take away what is left of a sandbox that is ending, and tell everybody once it is gone."""
+    while True:
+        try:
+            await _remove(machine, live)
+        except (OSError, ClocheError) as error:
+            log.warning("sandbox.removal_failed", sandbox_id=live.record.request.sandbox_id, error=str(error))
+            await asyncio.sleep(_RETRY_S)
+        else:
+            break
+    machine.publish_ended(live.record)
+    log.info("sandbox.ended", sandbox_id=live.record.request.sandbox_id, reason=live.record.end_reason)
+    live.gone.set()
+
+
+async def _remove(machine: Machine, live: Live) -> None:
+    """Undo every step of `create`, in reverse. Each part is idempotent."""
+    record = live.record
+    sandbox_id = record.request.sandbox_id
+    await machine.driver.destroy(sandbox_id, machine.folder(sandbox_id), record.init)
+    if live.network_namespace is not None:
+        os.close(live.network_namespace)
+        live.network_namespace = None
+    await in_thread(machine.network.remove, record.slot)
+    machine.trash.put(machine.sockets(sandbox_id))
+    machine.trash.put(machine.folder(sandbox_id))
+    machine.journal.remove(sandbox_id)
+    machine.slots.give_back(record.slot)
+    machine.live.pop(sandbox_id, None)
+
+
+def watch(machine: Machine, live: Live) -> None:
+    """End the sandbox when its init ends by itself."""
+    machine.tasks.create_task(_end_after_init(machine, live))
+
+
+async def _end_after_init(machine: Machine, live: Live) -> None:
+    assert live.record.init is not None
+    await machine.driver.wait(live.record.init)
+    if live.record.state == "running":
+        await end(machine, live.record.request.sandbox_id, "exited")
+
+
+async def end_all(machine: Machine, reason: EndReason) -> None:
+    """End every sandbox at once and wait until their folders are gone too."""
+    async with asyncio.TaskGroup() as tasks:
+        for sandbox_id in list(machine.live):
+            tasks.create_task(end(machine, sandbox_id, reason))
+    await machine.trash.wait_until_empty()

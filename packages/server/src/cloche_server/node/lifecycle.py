@@ -1,0 +1,36 @@
+"""The only table of states and events of a sandbox on its node.
+
+    creating ──started──► running ──end──► ending ──gone──► (forgotten)
+        └──────end──────────────────────────►┘
+
+Everything that changes a state asks `next_state`; everything else only reads. An end for any reason
+(killed, timeout, exited, ...) is the same transition.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cloche_wire.errors import Conflict
+
+State = Literal["creating", "running", "ending", "gone"]
+Event = Literal["started", "end", "removed"]
+
+_TABLE: dict[tuple[State, Event], State] = {
+    ("creating", "started"): "running",
+    ("creating", "end"): "ending",
+    ("running", "end"): "ending",
+    ("ending", "removed"): "gone",
+}
+
+
+def next_state(state: State, event: Event) -> State:
+    """The state after `event`.
+
+    Raises:
+        Conflict: The event cannot happen in that state.
+    """
+    try:
+        return _TABLE[state, event]
+    except KeyError:
+        raise Conflict(f"cannot {event} a sandbox that is {state}") from None

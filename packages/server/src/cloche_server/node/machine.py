@@ -1,0 +1,167 @@
+"""What the node's verbs share: the sandboxes alive now, and the parts that hold what they are made of."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from cloche_server.clock import Clock
+from cloche_server.config import Config
+from cloche_server.isolation.base import Driver
+from cloche_server.link import Event
+from cloche_server.node.broadcast import Broadcast
+from cloche_server.node.journal import Journal, Record
+from cloche_server.node.lifecycle import Event as LifecycleEvent
+from cloche_server.node.lifecycle import next_state
+from cloche_server.node.messages import Route, RouteGone, SandboxEnded
+from cloche_server.node.network import Network
+from cloche_server.node.runtime_tree import RuntimeTree
+from cloche_server.node.slots import Block, Slots
+from cloche_wire.errors import SandboxNotFound
+
+
+@dataclass
+class Live:
+    """One sandbox in memory: its record, which the journal has too, and what only this process can hold."""
+
+    record: Record
+    network_namespace: int | None = None
+    """Descriptor, for dialling its ports; None while it is being made."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nothing of it is left."""
+
+
+@dataclass
+class Machine:
+    """The node's parts. Every verb takes it; none keeps state of its own."""
+
+    config: Config
+    clock: Clock
+    driver: Driver
+    block: Block
+    slots: Slots
+    network: Network
+    journal: Journal
+    tree: RuntimeTree
+    tasks: asyncio.TaskGroup
+    trash: Trash
+    boot_id: str
+    live: dict[str, Live] = field(default_factory=dict[str, Live])
+    draining: bool = False
+    routes: Broadcast = field(default_factory=Broadcast)
+    ends: Broadcast = field(default_factory=Broadcast)
+    deadlines_changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def find(self, sandbox_id: str) -> Live:
+        """The running sandbox of that id.
+
+        Raises:
+            SandboxNotFound: There is none, or it is not running yet or any more.
+        """
+        found = self.live.get(sandbox_id)
+        if found is None or found.record.state != "running":
+            raise SandboxNotFound(f"no such sandbox: {sandbox_id}")
+        return found
+
+    def move(
+        self, live: Live, event: LifecycleEvent, change: Callable[[Record], Record] | None = None
+    ) -> None:
+        """Take one step of the state table: journal first, then memory.
+
+        Raises:
+            Conflict: The table has no such step.
+            OSError: The journal cannot be written; nothing has changed.
+        """
+        record = msgspec.structs.replace(live.record, state=next_state(live.record.state, event))
+        if change is not None:
+            record = change(record)
+        self.journal.write(record)
+        live.record = record
+
+    def note(self, live: Live, record: Record) -> None:
+        """Journal a change that is no step of the table, then take it over."""
+        self.journal.write(record)
+        live.record = record
+
+    def folder(self, sandbox_id: str) -> Path:
+        """The sandbox's own folder: its writable layer and its bundle."""
+        return self.config.state_dir / "sandboxes" / sandbox_id
+
+    def sockets(self, sandbox_id: str) -> Path:
+        """The folder of the sandbox's two sockets, which the edge connects to."""
+        return self.config.run_dir / "agents" / sandbox_id
+
+    def route(self, record: Record) -> Route:
+        """How the edge reaches that sandbox."""
+        sockets = self.sockets(record.request.sandbox_id)
+        return Route(
+            sandbox_id=record.request.sandbox_id,
+            agent_socket=str(sockets / "envd.sock"),
+            interpreter_socket=str(sockets / "run.sock"),
+            access_token=record.request.access_token,
+            traffic_token=record.request.traffic_token,
+            mask_request_host=record.request.mask_request_host,
+        )
+
+    def publish_route(self, record: Record) -> None:
+        """Tell the edge how to reach the sandbox."""
+        self.routes.publish(Event("route", self.route(record)))
+
+    def publish_gone(self, sandbox_id: str) -> None:
+        """Tell the edge to cut what is open to the sandbox, before any of its processes ends."""
+        self.routes.publish(Event("gone", RouteGone(sandbox_id)))
+
+    def publish_ended(self, record: Record) -> None:
+        """Tell the api that the sandbox is gone."""
+        self.ends.publish(
+            Event("ended", SandboxEnded(record.request.sandbox_id, record.end_reason or "failed"))
+        )
+
+
+class Trash:
+    """Folders of ended sandboxes, removed off the path of requests.
+
+    A folder is first renamed into the trash, which is atomic: a name that is gone from its place is not
+    half there. `rm` does the removal, because it goes down trees of any depth with a tenant's names in them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Take the trash folder, on the same file system as the sandboxes."""
+        self._folder = folder
+        self._counter = 0
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def put(self, path: Path) -> None:
+        """Move a folder into the trash. Idempotent."""
+        self._counter += 1
+        try:
+            path.rename(self._folder / f"{path.name}.{self._counter}.{id(self)}")
+        except FileNotFoundError:
+            return
+        self._empty.clear()
+        self._wake.set()
+
+    async def empty_for_ever(self) -> None:
+        """Remove what is in the trash, also what an earlier run left there, until cancelled."""
+        while True:
+            self._wake.clear()
+            for path in list(self._folder.iterdir()):
+                process = await asyncio.create_subprocess_exec(
+                    "rm", "-rf", "--one-file-system", "--", str(path)
+                )
+                if await process.wait() != 0:
+                    await asyncio.to_thread(shutil.rmtree, path, True)
+            if not self._wake.is_set():
+                self._empty.set()
+            await self._wake.wait()
+
+    async def wait_until_empty(self) -> None:
+        """Return when everything put so far has been removed."""
+        await self._empty.wait()

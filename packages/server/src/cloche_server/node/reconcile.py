@@ -1,0 +1,85 @@
+"""What the node does first: make the journal, the kernel and the disk agree again, both ways."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import structlog
+
+from cloche_server.node import kill
+from cloche_server.node.journal import Record
+from cloche_server.node.machine import Live, Machine
+
+log = structlog.get_logger()
+
+
+class Reconciled(NamedTuple):
+    """What was found."""
+
+    adopted: int
+    ended: int
+    strays: int
+
+
+async def reconcile(machine: Machine) -> Reconciled:
+    """Adopt every sandbox that still runs, finish what was half done, remove what nobody knows.
+
+    Requires: nothing is served yet.
+    Leaves: `machine.live` holds exactly the sandboxes that run; no kernel object or folder of another one
+    exists.
+    """
+    records = machine.journal.read_all()
+    ended = 0
+    for record in records:
+        machine.slots.adopt(record.slot)
+        live = Live(record)
+        machine.live[record.request.sandbox_id] = live
+        if not _adopt(machine, live):
+            ended += 1
+            if record.state == "ending":
+                await kill.finish(machine, live)
+            else:
+                await kill.end(machine, record.request.sandbox_id, "lost")
+    strays = await _remove_strays(machine)
+    adopted = len(machine.live)
+    log.info("node.reconciled", adopted=adopted, ended=ended, strays=strays)
+    return Reconciled(adopted, ended, strays)
+
+
+def _adopt(machine: Machine, live: Live) -> bool:
+    record = live.record
+    if record.state != "running" or record.boot_id != machine.boot_id or record.init is None:
+        return False
+    if not machine.driver.is_alive(record.init):
+        return False
+    live.network_namespace = _open_network(record)
+    if live.network_namespace is None:
+        return False
+    kill.watch(machine, live)
+    return True
+
+
+def _open_network(record: Record) -> int | None:
+    assert record.init is not None
+    try:
+        return os.open(f"/proc/{record.init.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None  # it ended in this very moment
+
+
+async def _remove_strays(machine: Machine) -> int:
+    """Remove what carries the name of a sandbox that no record knows."""
+    count = 0
+    for sandbox_id in machine.driver.leftovers() - machine.live.keys():
+        await machine.driver.destroy(sandbox_id, machine.folder(sandbox_id), None)
+        count += 1
+    for slot in machine.network.leftovers() - machine.slots.taken:
+        await kill.in_thread(machine.network.remove, slot)
+        count += 1
+    for parent in (machine.config.state_dir / "sandboxes", machine.config.run_dir / "agents"):
+        for folder in parent.iterdir():
+            if folder.name not in machine.live:
+                machine.trash.put(folder)
+                count += 1
+    return count

@@ -1,0 +1,176 @@
+"""The node's process: put the parts together, reconcile, answer the api and the edge."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from cloche_server import link
+from cloche_server.clock import SystemClock
+from cloche_server.config import API_UID, EDGE_UID, Config
+from cloche_server.isolation.base import Driver
+from cloche_server.isolation.container.driver import ContainerDriver
+from cloche_server.isolation.identity import boot_id
+from cloche_server.node import create, dial, dns, kill, messages, reaper, reconcile, runtime_tree
+from cloche_server.node.journal import Journal
+from cloche_server.node.machine import Machine, Trash
+from cloche_server.node.network import Network
+from cloche_server.node.slots import Block, BlockProbe, Slots, claim_block
+from cloche_wire.errors import Unimplemented
+
+BLOCKS_FOLDER = Path("/run/cloche/blocks")
+
+log = structlog.get_logger()
+
+
+def run(config: Config) -> None:
+    """Run the node until SIGTERM, which leaves the sandboxes running (`drain` ends them).
+
+    Raises:
+        Unavailable: The machine lacks something; the message names it.
+    """
+    block = claim_block(BLOCKS_FOLDER, config.state_dir, BlockProbe())
+    asyncio.run(serve(config, block, ContainerDriver(block.number)))
+
+
+async def serve(config: Config, block: Block, driver: Driver) -> None:
+    """Serve with the given driver until SIGTERM."""
+    for folder, mode in (("sandboxes", 0o700), ("run", 0o711), ("run/agents", 0o711)):
+        (config.state_dir / folder).mkdir(mode=mode, parents=True, exist_ok=True)
+    network = Network(block, config.egress.exceptions)
+    driver.prepare()
+    network.prepare()
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            machine = Machine(
+                config=config,
+                clock=SystemClock(),
+                driver=driver,
+                block=block,
+                slots=Slots(config.limits.max_sandboxes),
+                network=network,
+                journal=Journal(config.state_dir / "node" / "journal"),
+                tree=await asyncio.to_thread(runtime_tree.ensure, config.state_dir),
+                tasks=tasks,
+                trash=Trash(config.state_dir / "trash"),
+                boot_id=boot_id(),
+            )
+            await _serve_machine(machine, stopping)
+    except* asyncio.CancelledError:
+        pass
+    driver.close()
+
+
+async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
+    tasks, config = machine.tasks, machine.config
+    started = [tasks.create_task(machine.trash.empty_for_ever())]
+    await reconcile.reconcile(machine)
+    stub = dns.Stub(machine.block.gateway, dns.upstream_resolvers(config.egress.resolvers), _online(machine))
+    control = link.listen(config.node_socket, owner_uid=API_UID)
+    edge = link.listen(config.edge_socket, owner_uid=EDGE_UID)
+    started += [
+        tasks.create_task(reaper.run(machine)),
+        tasks.create_task(stub.serve()),
+        tasks.create_task(_serve_link(control, control_handler(machine))),
+        tasks.create_task(_serve_link(edge, edge_handler(machine))),
+    ]
+    log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
+    await stopping.wait()
+    if not machine.live:
+        await machine.trash.wait_until_empty()
+        machine.network.close()
+        machine.block.release()
+    raise asyncio.CancelledError
+
+
+def _online(machine: Machine) -> Callable[[str], bool]:
+    def is_online(address: str) -> bool:
+        for live in machine.live.values():
+            if str(machine.block.address(live.record.slot)) == address:
+                return live.record.request.allow_internet
+        return False
+
+    return is_online
+
+
+async def _serve_link(listener: socket.socket, handler: link.Handler) -> None:
+    with listener:
+        await link.serve(listener, handler)
+
+
+_Method = Callable[[msgspec.Raw], Awaitable[link.Answer]]
+
+
+def control_handler(machine: Machine) -> link.Handler:
+    """Answers of the control socket; see `messages`."""
+
+    async def create_sandbox(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await create.create(machine, _decode(params, messages.CreateSandbox)))
+
+    async def kill_sandbox(params: msgspec.Raw) -> link.Answer:
+        request = _decode(params, messages.KillSandbox)
+        machine.find(request.sandbox_id)
+        await kill.end(machine, request.sandbox_id, request.reason)
+        return link.Answer({})
+
+    async def set_timeout(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(reaper.set_timeout(machine, _decode(params, messages.SetTimeout)))
+
+    async def list_sandboxes(_: msgspec.Raw) -> link.Answer:
+        running = [live.record.public() for live in machine.live.values() if live.record.state == "running"]
+        return link.Answer(running)
+
+    async def drain(_: msgspec.Raw) -> link.Answer:
+        machine.draining = True
+        await kill.end_all(machine, "killed")
+        return link.Answer({})
+
+    async def watch(_: msgspec.Raw) -> link.Answer:
+        return link.Answer({}, events=machine.ends.listen())
+
+    return _dispatch(
+        {
+            "create": create_sandbox,
+            "kill": kill_sandbox,
+            "set_timeout": set_timeout,
+            "list": list_sandboxes,
+            "drain": drain,
+            "watch": watch,
+        }
+    )
+
+
+def edge_handler(machine: Machine) -> link.Handler:
+    """Answers of the edge's socket; see `messages`."""
+
+    async def routes(_: msgspec.Raw) -> link.Answer:
+        events = machine.routes.listen()
+        now = [machine.route(live.record) for live in machine.live.values() if live.record.state == "running"]
+        return link.Answer(now, events=events)
+
+    async def dial_port(params: msgspec.Raw) -> link.Answer:
+        return link.Answer({}, descriptors=(await dial.dial(machine, _decode(params, messages.Dial)),))
+
+    return _dispatch({"routes": routes, "dial": dial_port})
+
+
+def _dispatch(methods: dict[str, _Method]) -> link.Handler:
+    async def handle(method: str, params: msgspec.Raw) -> link.Answer:
+        if method not in methods:
+            raise Unimplemented(f"no such method: {method}")
+        return await methods[method](params)
+
+    return handle
+
+
+def _decode(params: msgspec.Raw, kind: type[Any]) -> Any:  # noqa: ANN401 - the caller names the kind
+    return msgspec.json.decode(params, type=kind)
