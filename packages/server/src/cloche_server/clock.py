@@ -11,7 +11,10 @@ class Clock(Protocol):
     """Source of time."""
 
     def boot_s(self) -> float:
-        """Seconds since boot, suspend included. Deadlines use it: wall-clock jumps neither kill nor immortalise."""
+        """Seconds since boot, suspend included.
+
+        Deadlines use it: wall-clock jumps neither kill nor immortalise.
+        """
         ...
 
     def now(self) -> datetime:
@@ -23,7 +26,10 @@ class SystemClock:
     """The machine's own clocks."""
 
     def boot_s(self) -> float:
-        """See `Clock.boot_s`; CLOCK_BOOTTIME, so that it goes on over a suspend and over a restart of the process."""
+        """See `Clock.boot_s`.
+
+        CLOCK_BOOTTIME, so that it goes on over a suspend and over a restart of the process.
+        """
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def now(self) -> datetime:

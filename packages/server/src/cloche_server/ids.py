@@ -18,7 +18,10 @@ _SANDBOX_ID = re.compile(r"[a-z0-9]{1,40}\Z")
 
 
 def new_sandbox_id() -> SandboxId:
-    """Return `i` and 20 of [a-z0-9]: it has to fit into a host label that is split at its hyphens (wire contract, fact 15)."""
+    """Return `i` and 20 of [a-z0-9].
+
+    It has to fit into a host label that is split at its hyphens (wire contract, fact 15).
+    """
     return SandboxId("i" + _random(20))
 
 

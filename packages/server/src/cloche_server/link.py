@@ -183,8 +183,10 @@ async def _answer(connection: socket.socket, handler: Handler) -> None:
         await _send(connection, {"result": answer.result}, answer.descriptors)
         if answer.events is not None:
             await _send_events(connection, answer.events)
-    except (ConnectionError, OSError):
+    except OSError:
         return  # the caller went away: it has nobody left to tell
+    except msgspec.MsgspecError as error:
+        log.warning("link.unreadable", error=str(error))
     finally:
         connection.close()
 

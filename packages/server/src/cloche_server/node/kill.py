@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -10,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 import structlog
 
+from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import EndReason
 from cloche_wire.errors import ClocheError
@@ -40,7 +42,12 @@ async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
     if live is None:
         return
     if live.record.state in ("creating", "running"):
-        machine.move(live, "end", lambda record: msgspec.structs.replace(record, end_reason=reason))
+        live.record = msgspec.structs.replace(
+            live.record, state=next_state(live.record.state, "end"), end_reason=reason
+        )
+        # A full disk must not keep a sandbox alive: after a crash the older record leads to the same end.
+        with contextlib.suppress(OSError):
+            machine.journal.write(live.record)
         machine.publish_gone(sandbox_id)
         machine.tasks.create_task(finish(machine, live))
     await live.gone.wait()

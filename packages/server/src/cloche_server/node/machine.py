@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,20 +67,14 @@ class Machine:
             raise SandboxNotFound(f"no such sandbox: {sandbox_id}")
         return found
 
-    def move(
-        self, live: Live, event: LifecycleEvent, change: Callable[[Record], Record] | None = None
-    ) -> None:
+    def move(self, live: Live, event: LifecycleEvent) -> None:
         """Take one step of the state table: journal first, then memory.
 
         Raises:
             Conflict: The table has no such step.
             OSError: The journal cannot be written; nothing has changed.
         """
-        record = msgspec.structs.replace(live.record, state=next_state(live.record.state, event))
-        if change is not None:
-            record = change(record)
-        self.journal.write(record)
-        live.record = record
+        self.note(live, msgspec.structs.replace(live.record, state=next_state(live.record.state, event)))
 
     def note(self, live: Live, record: Record) -> None:
         """Journal a change that is no step of the table, then take it over."""

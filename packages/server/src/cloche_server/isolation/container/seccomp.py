@@ -20,7 +20,8 @@ Rule = dict[str, Any]
 
 def profile() -> dict[str, Any]:
     """Return the `linux.seccomp` object of config.json."""
-    data = tomllib.loads(resources.files("cloche_server.isolation.container").joinpath("seccomp.toml").read_text())
+    folder = resources.files("cloche_server.isolation.container")
+    data = tomllib.loads(folder.joinpath("seccomp.toml").read_text())
     rules = [
         _rule(data["allow"].split(), ALLOW),
         _rule(data["refuse"].split(), ERRNO, errno.EPERM),
