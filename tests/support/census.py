@@ -70,13 +70,14 @@ def nothing_left(states: Iterable[Path] = (), *, within_s: float = 10.0) -> Iter
 
 
 def _sandbox_processes() -> Iterator[str]:
-    for pid, uid in _processes():
+    for pid, uid in processes():
         if uid in SANDBOX_UIDS:
             with contextlib.suppress(OSError):
                 yield f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
 
 
-def _processes() -> Iterator[tuple[int, int]]:
+def processes() -> Iterator[tuple[int, int]]:
+    """Every process of this machine and the user it runs as."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
@@ -119,7 +120,7 @@ def _rules() -> Iterator[str]:
 def _mounts() -> Iterator[str]:
     """Mounts of sandboxes as processes outside of them see them; one view for each mount namespace."""
     views: dict[str, int] = {}
-    for pid, uid in _processes():
+    for pid, uid in processes():
         if uid not in SANDBOX_UIDS:
             with contextlib.suppress(OSError):
                 views.setdefault(str(Path(f"/proc/{pid}/ns/mnt").readlink()), pid)

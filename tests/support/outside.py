@@ -1,0 +1,88 @@
+"""The world outside of sandboxes, played by a network namespace of our own: a public host and private ones."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.waiting import until
+
+PUBLIC = "203.0.113.10"
+"""TEST-NET-3: public by its looks, used by nobody."""
+DENIED = ("10.213.0.10", "172.31.213.10", "192.168.213.10", "100.64.213.10", "169.254.213.10")
+PORT = 8080
+_NEAR, _FAR = "outside0", "outside1"
+
+_LISTENER = """
+import os, socket, sys
+print('up', flush=True)
+sys.stdin.readline()  # the pair of interfaces is there now
+listener = socket.create_server(('0.0.0.0', int(sys.argv[1])), backlog=64)
+print('listening', flush=True)
+while True:
+    connection, _ = listener.accept()
+    print('reached', connection.getsockname()[0], flush=True)
+    connection.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\noutside\\n')
+    connection.close()
+"""
+
+
+class Outside(NamedTuple):
+    """The played world; `reached` is what got through to it."""
+
+    log: Path
+
+    def reached(self) -> set[str]:
+        """Addresses of it that somebody connected to."""
+        return {line.split()[1] for line in self.log.read_text().splitlines() if line.startswith("reached")}
+
+
+@contextlib.contextmanager
+def played(folder: Path) -> Iterator[Outside]:
+    """Make the namespace, interfaces into it, and a listener on all its addresses; remove all of it after."""
+    log = folder / "outside.log"
+    argv = ["unshare", "--net", "--kill-child", "--fork", sys.executable, "-c", _LISTENER, str(PORT)]
+    with log.open("w") as output:
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output)
+    try:
+        until(lambda: "up" in log.read_text(), within_s=10, what="the outside's process")
+        _connect(_child(process.pid))
+        assert process.stdin
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        until(lambda: "listening" in log.read_text(), within_s=10, what="the outside's listener")
+        yield Outside(log)
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+        subprocess.run(["ip", "link", "del", _NEAR], check=False, capture_output=True)
+        assert process.stdin
+        process.stdin.close()
+
+
+def _connect(pid: int) -> None:
+    _ip("link", "add", _NEAR, "type", "veth", "peer", "name", _FAR, "netns", str(pid))
+    _ip("addr", "add", "203.0.113.1/24", "dev", _NEAR)
+    _ip("link", "set", _NEAR, "up")
+    inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
+    for address in (PUBLIC, *DENIED):
+        subprocess.run([*inside, "addr", "add", f"{address}/24", "dev", _FAR], check=True, timeout=10)
+    subprocess.run([*inside, "link", "set", _FAR, "up"], check=True, timeout=10)
+    for address in DENIED:
+        _ip("route", "add", f"{address}/32", "dev", _NEAR, "src", "203.0.113.1")
+    subprocess.run([*inside, "route", "add", "203.0.113.1/32", "dev", _FAR], check=False, timeout=10)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(
+        ["ip", *arguments], check=True, timeout=10, env=os.environ | {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
+    )
+
+
+def _child(pid: int) -> int:
+    """The process that unshare forked: the one in the new namespace."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0])
