@@ -1,0 +1,169 @@
+"""From a request's head to the one service that answers it: the edge's whole decision, in reading order."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloche_server.edge import headers
+from cloche_server.edge.answers import preflight
+from cloche_server.edge.refusal import TOKEN_MISSING, TOKEN_WRONG, Refusal, sandbox_not_found
+from cloche_server.edge.relay import Exchange, Outcome
+from cloche_server.edge.targets import (
+    DAEMON_PORT,
+    INTERPRETER_PORT,
+    Kind,
+    Target,
+    read_target,
+    refuse_control_path,
+)
+from cloche_server.edge.upstream import connect_agent, connect_api, connect_port
+
+if TYPE_CHECKING:
+    from cloche_server.config import Config
+    from cloche_server.edge.headers import Sender
+    from cloche_server.edge.heads import RequestHead
+    from cloche_server.edge.route_table import RouteTable
+    from cloche_server.edge.signed_urls import SignedUrls
+    from cloche_server.edge.streams import Stream
+    from cloche_server.node.messages import Route
+
+_ENDING_S = 0.5
+"""How long a connection that broke without an answer may be explained by a sandbox that is just ending."""
+_REPEATABLE = {b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"}
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What every connection shares."""
+
+    config: Config
+    table: RouteTable
+    signed_urls: SignedUrls
+
+
+async def forward(gateway: Gateway, client: Stream, request: RequestHead, sender: Sender) -> bool:
+    """Have one request answered; return whether the client's connection may carry another one.
+
+    Leaves: the answer sent in full; or the client's connection closed before the end of the answer, if the
+    service behind it ended before.
+
+    Raises:
+        Refusal: The edge has to answer by itself; nothing has been sent yet.
+    """
+    target = read_target(request, gateway.config.public_domain)
+    match target.kind:
+        case Kind.PREFLIGHT:
+            client.write(preflight(request))
+            return not request.closes and not request.has_body
+        case Kind.CONTROL_PLANE:
+            return await _to_control_plane(gateway, client, request, sender)
+        case Kind.SANDBOX:
+            route = await gateway.table.find(target.sandbox_id)
+        case Kind.SIGNED_URL:
+            route = await gateway.signed_urls.find(request, sender.address)
+        case Kind.TOKEN_ONLY:
+            route = await _owner_of_token(gateway.table, request)
+    return await _to_sandbox(gateway, client, request, sender, (route, target))
+
+
+async def _owner_of_token(table: RouteTable, request: RequestHead) -> Route:
+    token = request.get(b"x-access-token") or b""
+    route = await table.find_by_token(token.decode("latin-1"))
+    if route is None:
+        if b"signature=" in request.target:
+            raise Refusal(401, "invalid access token")  # a wrong token beats a right signature
+        raise sandbox_not_found("")
+    return route
+
+
+async def _to_control_plane(gateway: Gateway, client: Stream, request: RequestHead, sender: Sender) -> bool:
+    upstream = await connect_api(gateway.config.api_socket)
+    upgrade = _upgrade(request, {b"websocket"})
+    exchange = Exchange(client, request)
+    outcome = await exchange.relay(
+        upstream, headers.to_service(request, sender), headers.from_service, upgrade
+    )
+    if outcome is Outcome.UNANSWERED:
+        # The api may have done what was asked. Clients repeat a 502 unless told not to (wire contract, fact
+        # 11).
+        repeatable = request.method in _REPEATABLE or b"idempotency-key" in request.values
+        fields = () if repeatable else ((b"Should-Retry", b"false"),)
+        raise exchange.refusal or Refusal(502, "the control plane ended before it answered", fields=fields)
+    return outcome is Outcome.REUSE
+
+
+async def _to_sandbox(
+    gateway: Gateway, client: Stream, request: RequestHead, sender: Sender, way: tuple[Route, Target]
+) -> bool:
+    route, target = way
+    _check_traffic_token(route, target.port, request)
+    is_agent = target.port in {DAEMON_PORT, INTERPRETER_PORT}
+    if target.port == DAEMON_PORT:
+        refuse_control_path(request)
+    exchange = Exchange(client, request, is_probe=is_agent and _is_probe(request))
+    with gateway.table.attached(route.sandbox_id, exchange.cut):
+        if is_agent:
+            socket_path = route.agent_socket if target.port == DAEMON_PORT else route.interpreter_socket
+            upstream = await connect_agent(socket_path, route.sandbox_id, gateway.table)
+            fields = headers.to_agent(request, sender)
+        else:
+            upstream = await connect_port(gateway.config.edge_socket, route.sandbox_id, target.port)
+            fields = headers.to_user_port(request, sender, _masked_host(route, target.port))
+        upgrade = _upgrade(request, {b"websocket"} if is_agent else None)
+        outcome = await exchange.relay(upstream, fields, headers.from_sandbox, upgrade)
+    if outcome is Outcome.UNANSWERED:
+        await _explain_silence(gateway.table, exchange, route.sandbox_id, target.port)
+    return outcome is Outcome.REUSE
+
+
+async def _explain_silence(table: RouteTable, exchange: Exchange, sandbox_id: str, port: int) -> None:
+    """Say why a service gave no answer, or cut the connection.
+
+    A request that was under way when its sandbox ended is cut, never answered: clients take a cut, followed
+    by a "not found" when they ask again, for "killed while the request was in progress" (wire contract 3.6).
+    An agent that ends a request without an answer means the same.
+    """
+    if exchange.client.is_lost or (exchange.client.at_eof and not exchange.is_probe):
+        return
+    if exchange.refusal is not None:
+        exchange.refusal.sandbox_id, exchange.refusal.port = sandbox_id, port
+        raise exchange.refusal
+    is_gone = await table.wait_for(lambda: not table.is_live(sandbox_id), _ENDING_S)
+    if exchange.is_probe and (is_gone or exchange.is_cut):
+        raise sandbox_not_found(sandbox_id)
+    if is_gone or port in {DAEMON_PORT, INTERPRETER_PORT}:
+        exchange.client.reset()
+        return
+    raise Refusal(502, "The service ended the connection without an answer", sandbox_id, port)
+
+
+def _check_traffic_token(route: Route, port: int, request: RequestHead) -> None:
+    if route.traffic_token is None or port == DAEMON_PORT:
+        return
+    given = request.get(b"e2b-traffic-access-token")
+    if given is None:
+        raise Refusal(403, TOKEN_MISSING, route.sandbox_id)
+    if not hmac.compare_digest(given, route.traffic_token.encode()):
+        raise Refusal(403, TOKEN_WRONG, route.sandbox_id)
+
+
+def _upgrade(request: RequestHead, allowed: set[bytes] | None) -> bytes | None:
+    """Return the protocol the service may switch to; never HTTP/2, whose requests would pass unchecked."""
+    protocol = request.upgrade
+    if protocol is None or b"h2" in protocol or (allowed is not None and protocol not in allowed):
+        return None
+    return protocol
+
+
+def _masked_host(route: Route, port: int) -> bytes | None:
+    return (
+        None
+        if route.mask_request_host is None
+        else route.mask_request_host.replace("${PORT}", str(port)).encode()
+    )
+
+
+def _is_probe(request: RequestHead) -> bool:
+    return request.path == b"/health" and request.method in {b"GET", b"HEAD"}

@@ -1,0 +1,217 @@
+"""What the edge knows of the sandboxes of this node: the node's route feed, kept while it is needed.
+
+The feed may break at any time (the node is restarted while sandboxes live on). Until it is back the last
+known routes stay valid, because the agents' sockets go on answering without the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+import structlog
+
+from cloche_server import link
+from cloche_server.edge.refusal import Refusal, sandbox_not_found
+from cloche_server.node.messages import Route, RouteGone
+from cloche_wire.errors import ClocheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+FIRST_TABLE_S = 5.0
+"""How long the first requests after a start wait for the node's first list."""
+LATE_ROUTE_S = 0.25
+"""How long an unknown sandbox may still turn up: a create may be answered before its route event has been
+read here."""
+MAX_WAITING = 512
+"""Requests that wait for unknown sandboxes at once; more are told "not found" without a wait."""
+MAX_STREAMS = 1000
+"""Requests to one sandbox at once."""
+_RETRY_FIRST_S = 0.02
+_RETRY_MAX_S = 1.0
+_REMEMBERED_GONE = 4096
+
+log = structlog.get_logger()
+
+
+class RouteTable:
+    """Routes by sandbox and by token, and the streams that are open through each."""
+
+    def __init__(self, socket: Path) -> None:
+        """Start empty; `follow` fills it.
+
+        Args:
+            socket: The node's edge socket.
+        """
+        self._socket = socket
+        self._routes: dict[str, Route] = {}
+        self._by_token: dict[bytes, str] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._streams: dict[str, set[Callable[[], None]]] = {}
+        self._loaded = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._waiting = 0
+
+    async def follow(self) -> NoReturn:
+        """Keep the table up to date until cancelled, over any number of restarts of the node."""
+        pause_s = _RETRY_FIRST_S
+        while True:
+            try:
+                async for item in link.subscribe(self._socket, "routes", list[Route]):
+                    pause_s = _RETRY_FIRST_S
+                    if isinstance(item, list):
+                        self.replace(item)
+                    else:
+                        self._apply(*item)
+            except (ClocheError, OSError, msgspec.DecodeError) as error:
+                log.debug("edge.routes_failed", error=str(error))
+            if self._loaded.is_set() and pause_s == _RETRY_FIRST_S:
+                log.warning("edge.routes_lost", known=len(self._routes))
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _RETRY_MAX_S)
+
+    # --- changes --------------------------------------------------------------------------------------------
+
+    def replace(self, routes: list[Route]) -> None:
+        """Take the node's whole list; what is no longer in it is gone."""
+        for sandbox_id in self._routes.keys() - {route.sandbox_id for route in routes}:
+            self.remove(sandbox_id)
+        for route in routes:
+            self.add(route)
+        self._loaded.set()
+        log.info("edge.routes_loaded", known=len(routes))
+
+    def add(self, route: Route) -> None:
+        """Take a new route, or a newer one of a known sandbox."""
+        self._forget_token(route.sandbox_id)
+        self._gone.pop(route.sandbox_id, None)
+        self._routes[route.sandbox_id] = route
+        self._by_token[_digest(route.access_token)] = route.sandbox_id
+        self._notify()
+
+    def remove(self, sandbox_id: str) -> None:
+        """Forget a route and cut every stream that is open through it."""
+        self._forget_token(sandbox_id)
+        self._routes.pop(sandbox_id, None)
+        self._gone[sandbox_id] = None
+        if len(self._gone) > _REMEMBERED_GONE:
+            self._gone.popitem(last=False)
+        for cut in tuple(self._streams.get(sandbox_id, ())):
+            cut()
+        self._notify()
+
+    # --- questions ------------------------------------------------------------------------------------------
+
+    def routes(self) -> list[Route]:
+        """Return every live route."""
+        return list(self._routes.values())
+
+    def is_live(self, sandbox_id: str) -> bool:
+        """Whether the sandbox has a route now."""
+        return sandbox_id in self._routes
+
+    async def find(self, sandbox_id: str) -> Route:
+        """Return the route of a sandbox; an unknown one is given a moment to turn up.
+
+        Raises:
+            Refusal: 502, there is no such sandbox; 503, the node has not told its routes yet.
+        """
+        await self._wait_until_loaded()
+        route = self._routes.get(sandbox_id)
+        if route is None and sandbox_id not in self._gone:
+            await self.wait_for(lambda: sandbox_id in self._routes, LATE_ROUTE_S)
+            route = self._routes.get(sandbox_id)
+        if route is None:
+            raise sandbox_not_found(sandbox_id)
+        return route
+
+    async def find_by_token(self, token: str) -> Route | None:
+        """Return the route of the sandbox with this access token, which is unique; None if there is none.
+
+        Tokens are looked up by their digest, so that the time taken tells nothing about them.
+
+        Raises:
+            Refusal: 503, the node has not told its routes yet.
+        """
+        await self._wait_until_loaded()
+        digest = _digest(token)
+        if digest not in self._by_token:
+            await self.wait_for(lambda: digest in self._by_token, LATE_ROUTE_S)
+        sandbox_id = self._by_token.get(digest)
+        return None if sandbox_id is None else self._routes.get(sandbox_id)
+
+    async def wait_for(self, claim: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until a claim about the table holds; False if not in time, or if too many wait already."""
+        if claim() or self._waiting >= MAX_WAITING:
+            return claim()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not claim():
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting -= 1
+        return True
+
+    @contextlib.contextmanager
+    def attached(self, sandbox_id: str, cut: Callable[[], None]) -> Generator[None, None, None]:
+        """Have `cut` called if the sandbox goes while the block runs.
+
+        Raises:
+            Refusal: 502, it is gone already; 429, too many requests to it are open.
+        """
+        if sandbox_id not in self._routes:
+            raise sandbox_not_found(sandbox_id)
+        streams = self._streams.setdefault(sandbox_id, set())
+        if len(streams) >= MAX_STREAMS:
+            raise Refusal(429, f"too many connections to the sandbox, the limit is {MAX_STREAMS}", sandbox_id)
+        streams.add(cut)
+        try:
+            yield
+        finally:
+            streams.discard(cut)
+            if not streams and self._streams.get(sandbox_id) is streams:
+                del self._streams[sandbox_id]
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    async def _wait_until_loaded(self) -> None:
+        if self._loaded.is_set():
+            return
+        try:
+            async with asyncio.timeout(FIRST_TABLE_S):
+                await self._loaded.wait()
+        except TimeoutError:
+            raise Refusal(503, "the node has not answered yet", fields=((b"Retry-After", b"1"),)) from None
+
+    def _apply(self, name: str, data: msgspec.Raw) -> None:
+        match name:
+            case "route":
+                self.add(msgspec.json.decode(data, type=Route))
+            case "gone":
+                sandbox_id = msgspec.json.decode(data, type=RouteGone).sandbox_id
+                self.remove(sandbox_id)
+                log.info("edge.sandbox_gone", sandbox_id=sandbox_id)
+            case _:
+                log.warning("edge.unknown_event", name=name)
+
+    def _forget_token(self, sandbox_id: str) -> None:
+        old = self._routes.get(sandbox_id)
+        if old is not None:
+            self._by_token.pop(_digest(old.access_token), None)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,130 @@
+"""Connections to what stands behind the edge: the api, the agents, and the ports that users open."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from cloche_server import link
+from cloche_server.edge.refusal import PORT_CLOSED, Refusal, sandbox_not_found
+from cloche_server.edge.streams import Stream
+from cloche_server.node.messages import Dial
+from cloche_wire.errors import ClocheError, PortClosed, SandboxNotFound, Unavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cloche_server.edge.route_table import RouteTable
+
+API_PATIENCE_S = 2.0
+"""How long a request waits for an api that is being restarted."""
+NODE_PATIENCE_S = 5.0
+"""How long a request for a user port waits for a node that is being restarted."""
+DIAL_TIMEOUT_S = 10.0
+ENDING_S = 1.0
+"""How long the node may take to say that a sandbox is gone whose agent no longer listens."""
+_RETRY_S = 0.02
+
+
+async def connect_api(path: Path) -> Stream:
+    """Connect to the control plane.
+
+    Raises:
+        Refusal: 503, it does not answer. Nothing was sent, so the request may be repeated.
+    """
+    try:
+        return await _connect_unix(str(path), patience_s=API_PATIENCE_S)
+    except OSError as error:
+        raise Refusal(503, "the control plane does not answer", fields=((b"Retry-After", b"1"),)) from error
+
+
+async def connect_agent(path: str, sandbox_id: str, table: RouteTable) -> Stream:
+    """Connect to a service of a sandbox's agent.
+
+    Raises:
+        Refusal: 502, the agent is gone: it is the first process of its sandbox, so the sandbox is gone too.
+    """
+    try:
+        return await _connect_unix(path, patience_s=0)
+    except OSError as error:
+        await table.wait_for(lambda: not table.is_live(sandbox_id), ENDING_S)
+        raise sandbox_not_found(sandbox_id) from error
+
+
+async def connect_port(edge_socket: Path, sandbox_id: str, port: int) -> Stream:
+    """Connect to a port inside a sandbox, through a connection that the node makes there.
+
+    Raises:
+        Refusal: 502, the sandbox is gone or nothing listens; 503, the node does not answer.
+    """
+    try:
+        descriptors = await _dial(edge_socket, Dial(sandbox_id, port))
+    except SandboxNotFound as error:
+        raise sandbox_not_found(sandbox_id) from error
+    except PortClosed as error:
+        raise Refusal(502, PORT_CLOSED, sandbox_id, port) from error
+    except TimeoutError as error:
+        raise Refusal(504, "The port did not answer in time", sandbox_id, port) from error
+    except ClocheError as error:
+        raise Refusal(503, "The sandbox cannot be reached at the moment", sandbox_id, port) from error
+    # SAFETY: the descriptor came from our own node over a socket that only this user and root can open; it is
+    # owned here from now on and closed with the stream.
+    connection = socket.socket(fileno=descriptors[0])
+    for surplus in descriptors[1:]:
+        socket.close(surplus)
+    return await _adopt(connection)
+
+
+async def _dial(edge_socket: Path, dial: Dial) -> list[int]:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + NODE_PATIENCE_S
+    while True:
+        try:
+            _, descriptors = await link.call_for_descriptors(
+                edge_socket, "dial", dial, timeout_s=DIAL_TIMEOUT_S
+            )
+        except Unavailable:
+            if loop.time() > deadline:
+                raise
+            await asyncio.sleep(_RETRY_S)
+            continue
+        if not descriptors:
+            raise Unavailable("the node passed no connection")
+        return descriptors
+
+
+async def _connect_unix(path: str, *, patience_s: float) -> Stream:
+    """Connect, or go on trying for a while.
+
+    A full backlog is no refusal: connect(2) says EAGAIN then and leaves the socket unconnected, which
+    asyncio's own `sock_connect` takes for "in progress".
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience_s
+    backlog_deadline = loop.time() + DIAL_TIMEOUT_S
+    while True:
+        connection = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        try:
+            connection.connect(path)
+            return await _adopt(connection)
+        except OSError as error:
+            connection.close()
+            if loop.time() >= (backlog_deadline if isinstance(error, BlockingIOError) else deadline):
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _adopt(connection: socket.socket) -> Stream:
+    connection.setblocking(False)
+    try:
+        _, stream = await asyncio.get_running_loop().create_connection(Stream, sock=connection)
+    except BaseException:
+        connection.close()
+        raise
+    return stream
