@@ -1,4 +1,4 @@
-"""Boundary: the edge. The platform's credentials do not reach a sandbox's services; gone ones tell nothing."""
+"""Boundary: the edge. The platform's credentials do not reach a service; gone sandboxes tell nothing."""
 
 import json
 

@@ -51,7 +51,7 @@ print(json.dumps(found))
 
 
 def test_dangerous_calls_are_refused_for_root(pair: Pair) -> None:
-    """Battery 10 in part: mounting, modules, bpf, perf, keys, io_uring and clocks end with EPERM or ENOSYS."""
+    """Battery 10 in part: mounts, modules, bpf, perf, keys, io_uring and clocks: EPERM or ENOSYS."""
     found = json.loads(python(pair.a, _CALLS, user="root").out)
     assert found.pop("getpid") == "done"  # twin
     assert not {name: error for name, error in found.items() if error not in ("EPERM", "ENOSYS")}

@@ -1,4 +1,4 @@
-"""The world outside of sandboxes, played by a network namespace of our own: a public host and private ones."""
+"""The world outside of sandboxes, played by a network namespace of our own: public and private hosts."""
 
 import contextlib
 import os

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import httpx
 
+from cloche_server import config as configuration
+from cloche_server.cli.env import variables
+from cloche_server.cli.lock import running_server
 from tests.support import capabilities
 from tests.support.waiting import until
 
@@ -37,15 +40,7 @@ class Server:
     @property
     def env(self) -> dict[str, str]:
         """Environment under which an unmodified E2B client speaks to this server."""
-        return {
-            "E2B_API_URL": self.url,
-            "E2B_SANDBOX_URL": self.url,
-            "E2B_VOLUME_API_URL": self.url,
-            "E2B_API_KEY": self.key,
-            "E2B_DOMAIN": f"cloche.localhost:{self.port}",
-            "NO_PROXY": "127.0.0.1,localhost,.localhost",
-            "no_proxy": "127.0.0.1,localhost,.localhost",
-        }
+        return variables(configuration.load({"state": str(self.state)}), running_server(self.state))
 
     @property
     def pid(self) -> int:
