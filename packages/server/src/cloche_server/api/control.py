@@ -1,0 +1,55 @@
+"""What every endpoint works with."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import anyio
+
+from cloche_server.api.template_registry import TemplateRegistry
+from cloche_server.clock import Clock
+from cloche_server.config import Config
+from cloche_server.placement.base import Placement
+from cloche_server.store.store import Store
+
+
+class Creations:
+    """Sandboxes this process is making. A row `creating` that is not here was left by a dead api."""
+
+    def __init__(self) -> None:
+        """Nothing is being made yet."""
+        self._done: dict[str, anyio.Event] = {}
+
+    def __contains__(self, sandbox_id: object) -> bool:
+        return sandbox_id in self._done
+
+    @contextmanager
+    def hold(self, sandbox_id: str) -> Generator[None]:
+        """Count the sandbox in: from before its row is written until after the row's next state."""
+        self._done[sandbox_id] = anyio.Event()
+        try:
+            yield
+        finally:
+            self._done.pop(sandbox_id).set()
+
+    async def wait(self, sandbox_id: str) -> None:
+        """Return when the sandbox is no longer being made here."""
+        if (event := self._done.get(sandbox_id)) is not None:
+            await event.wait()
+
+
+class ControlPlane(NamedTuple):
+    """The parts of the control plane, made once per process."""
+
+    config: Config
+    store: Store
+    placement: Placement
+    clock: Clock
+    templates: TemplateRegistry
+    creations: Creations
+
+    @classmethod
+    def assemble(cls, config: Config, store: Store, placement: Placement, clock: Clock) -> "ControlPlane":
+        """Put the parts together."""
+        templates = TemplateRegistry(store.templates, config.templates_dir, clock)
+        return cls(config, store, placement, clock, templates, Creations())

@@ -1,0 +1,141 @@
+"""Listings of sandboxes: filters, order, pages."""
+
+import base64
+from datetime import UTC, datetime
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.datastructures import QueryParams
+from starlette.responses import Response
+
+from cloche_server.api import shapes
+from cloche_server.api.control import ControlPlane
+from cloche_server.api.routing import Call, Route, reply, with_query
+from cloche_server.api.sandboxes import listed_sandbox
+from cloche_server.store.sandboxes import Cursor, Listing
+from cloche_wire.errors import InvalidArgument, TemplateNotFound
+
+MAX_PAGE = 100
+MAX_METADATA_PAIRS = 64
+STATES = frozenset({"running", "paused"})
+NEXT_PAGE_HEADER = "x-next-token"
+
+
+class ListingEndpoints:
+    """`GET /v2/sandboxes` and its older form."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        """Work with these parts."""
+        self._control = control
+
+    def routes(self) -> list[Route]:
+        """What is served."""
+        return [
+            Route("GET", "/v2/sandboxes", with_query(shapes.ListQuery, self.list_v2)),
+            Route("GET", "/sandboxes", self.list_v1),
+        ]
+
+    async def list_v2(self, call: Call, query: shapes.ListQuery) -> Response:
+        """A page of running sandboxes; `x-next-token` leads to the next one."""
+        limit = check_limit(query.limit)
+        listing = Listing(
+            metadata=parse_metadata(query.metadata),
+            order=query.order,
+            started_after=_parse_time(query.started_after) if query.started_after else None,
+            after=decode_cursor(query.next_token) if query.next_token else None,
+            # One more than asked for tells whether there is a next page.
+            limit=limit + 1,
+        )
+        if "running" not in _states(query.state):
+            return reply(200, [])
+        if query.template is not None:
+            try:
+                template = await self._control.templates.resolve(call.caller, query.template)
+            except TemplateNotFound:
+                return reply(200, [])
+            listing = msgspec.structs.replace(listing, template_id=template.id)
+        records = await self._control.store.sandboxes.list_running(call.caller.team_id, listing)
+        page = records[:limit]
+        headers: dict[str, str] = {}
+        if len(records) > limit:
+            headers[NEXT_PAGE_HEADER] = encode_cursor(Cursor(page[-1].started_at, page[-1].id))
+        return reply(200, [listed_sandbox(record) for record in page], headers)
+
+    async def list_v1(self, call: Call) -> Response:
+        """All running sandboxes at once."""
+        query: QueryParams = call.request.query_params
+        listing = Listing(metadata=parse_metadata(query.get("metadata", "")))
+        records = await self._control.store.sandboxes.list_running(call.caller.team_id, listing)
+        return reply(200, [listed_sandbox(record) for record in records])
+
+
+def check_limit(limit: int) -> int:
+    """Return the size of a page.
+
+    Raises:
+        InvalidArgument: Not within 1 and 100.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidArgument(f"limit is not between 1 and {MAX_PAGE}")
+    return limit
+
+
+def parse_metadata(text: str) -> dict[str, str]:
+    """Return the pairs of a metadata filter: `k=v&k2=v2`, where keys and values are URL-encoded once more.
+
+    Raises:
+        InvalidArgument: No such list.
+    """
+    if not text:
+        return {}
+    try:
+        pairs = parse_qsl(
+            text,
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=MAX_METADATA_PAIRS,
+        )
+    except ValueError as error:
+        raise InvalidArgument("metadata is not a list of encoded key=value pairs") from error
+    return dict(pairs)
+
+
+def encode_cursor(cursor: Cursor) -> str:
+    """Return the opaque token of a place in a listing."""
+    return base64.urlsafe_b64encode(f"{cursor.started_at.isoformat()} {cursor.sandbox_id}".encode()).decode()
+
+
+def decode_cursor(token: str) -> Cursor:
+    """Return the place a token stands for.
+
+    Raises:
+        InvalidArgument: None of ours.
+    """
+    try:
+        started_at, _, sandbox_id = base64.urlsafe_b64decode(token).decode().partition(" ")
+        moment = datetime.fromisoformat(started_at).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument("nextToken is not one of ours") from error
+    return Cursor(moment, sandbox_id)
+
+
+def _parse_time(text: str) -> datetime:
+    """RFC 3339; a plus sign that a client did not encode arrives as a space."""
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+"))
+    except ValueError as error:
+        raise InvalidArgument("startedAfter is not an RFC 3339 time") from error
+    if moment.tzinfo is None:
+        raise InvalidArgument("startedAfter has no time zone")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidArgument("startedAfter is out of range") from error
+
+
+def _states(text: str) -> frozenset[str]:
+    asked = frozenset(filter(None, text.split(",")))
+    if strangers := asked - STATES:
+        raise InvalidArgument(f"unknown state: {min(strangers)[:40]!r}", hint="running or paused")
+    return asked or STATES

@@ -1,0 +1,94 @@
+"""Keeping rows true to what lives: the node's word on liveness, the store's on ownership.
+
+Ends come as events and are written at once. Since events may be lost, and since either side may have been
+killed in the middle of anything, everything is also compared: whenever the link to the node comes up, and
+every few seconds.
+"""
+
+from contextlib import aclosing
+
+import anyio
+import structlog
+
+from cloche_server.api.control import ControlPlane
+from cloche_server.node.messages import SandboxEnded
+from cloche_server.placement.base import LinkUp
+from cloche_wire.errors import ClocheError, SandboxNotFound
+
+COMPARE_EVERY_S = 4.0
+"""A listing shows a dead sandbox for less than 5 s even when no event tells of its end."""
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 2.0
+
+log = structlog.get_logger()
+
+
+async def reconcile(control: ControlPlane) -> None:
+    """Make rows and node agree once.
+
+    The order of the three questions matters: a row read as running before the node was asked has to be in
+    its answer, and a sandbox in the answer has to have a row afterwards.
+
+    Raises:
+        Unavailable: The node or the database does not answer; nothing is concluded from that.
+        DeadlineExceeded: The node takes too long; the same holds.
+    """
+    before = await control.store.liveness.alive()
+    unmade = {sandbox for sandbox, state in before.items() if state == "creating"}
+    unmade = {sandbox for sandbox in unmade if sandbox not in control.creations}
+    alive = {state.sandbox_id for state in await control.placement.list()}
+    after = await control.store.liveness.alive()
+    # Still `creating` now, and not in the making when asked after `before`: whoever was making it is dead.
+    # One whose making had just ended has a row that says so.
+    left = [sandbox for sandbox in unmade if after.get(sandbox) == "creating"]
+    lost = [sandbox for sandbox, state in before.items() if state == "running" and sandbox not in alive]
+    orphans = [sandbox for sandbox in alive if sandbox not in after]
+    for sandbox in {*orphans, *left}:
+        await _kill_leftover(control, sandbox)
+    now = control.clock.now()
+    await control.store.liveness.end(lost, "lost", now)
+    await control.store.liveness.end(left, "failed", now)
+    if lost or left or orphans:
+        log.info("api.reconciled", lost=lost, left=left, orphans=orphans)
+
+
+async def follow_node(control: ControlPlane) -> None:
+    """Write down every end the node tells of, for ever; connect again when the link breaks."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            async with aclosing(control.placement.watch()) as events:
+                async for event in events:
+                    pause_s = FIRST_PAUSE_S
+                    await _take_event(control, event)
+        except ClocheError as error:
+            log.debug("api.node_link_lost", error=str(error))
+        await anyio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+async def compare_regularly(control: ControlPlane) -> None:
+    """Reconcile every few seconds, for ever."""
+    while True:
+        await anyio.sleep(COMPARE_EVERY_S)
+        try:
+            await reconcile(control)
+        except ClocheError as error:
+            log.debug("api.not_reconciled", error=str(error))
+
+
+async def _take_event(control: ControlPlane, event: LinkUp | SandboxEnded) -> None:
+    match event:
+        case LinkUp():
+            await reconcile(control)
+        case SandboxEnded(sandbox_id, reason):
+            if await control.store.liveness.end([sandbox_id], reason, control.clock.now()):
+                log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)
+
+
+async def _kill_leftover(control: ControlPlane, sandbox_id: str) -> None:
+    try:
+        await control.placement.kill(sandbox_id, "failed")
+    except SandboxNotFound:
+        return
+    log.info("sandbox.leftover_killed", sandbox_id=sandbox_id)

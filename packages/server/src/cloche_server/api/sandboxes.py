@@ -1,0 +1,312 @@
+"""Making, asking for and ending sandboxes.
+
+At most once: the row `creating` is there before a node is asked, and whatever a create may have left is
+killed before its row ends. What a killed api leaves, `reconcile` clears away.
+"""
+
+import hashlib
+import re
+
+import anyio
+import msgspec
+import structlog
+from starlette.responses import Response
+
+from cloche_server.api import shapes
+from cloche_server.api.control import ControlPlane
+from cloche_server.api.options import Options, check_options, check_timeout
+from cloche_server.api.routing import Call, Route, reply, with_body
+from cloche_server.ids import SandboxId, is_sandbox_id, new_access_token, new_sandbox_id
+from cloche_server.node.messages import CreateSandbox, SetTimeout
+from cloche_server.store.sandboxes import IdempotencyClaim, SandboxRecord
+from cloche_server.store.templates import Template
+from cloche_wire.errors import (
+    ClocheError,
+    Conflict,
+    InvalidArgument,
+    SandboxNotFound,
+    Unavailable,
+    UnsupportedOption,
+)
+
+CLEAN_UP_TIMEOUT_S = 10.0
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
+
+log = structlog.get_logger()
+
+
+class SandboxEndpoints:
+    """Endpoints below `/sandboxes`, but for the listings."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        """Work with these parts."""
+        self._control = control
+        self._limits = control.config.limits
+
+    def routes(self) -> list[Route]:
+        """What is served."""
+        one = "/sandboxes/{id}"
+        connect = with_body(shapes.ConnectBody, self.connect)
+        return [
+            Route("POST", "/v2/sandboxes", with_body(shapes.NewSandbox, self.create_v2), retry_safe=False),
+            Route("POST", "/sandboxes", with_body(shapes.NewSandbox, self.create_v1), retry_safe=False),
+            Route("GET", one, self.detail),
+            Route("DELETE", one, self.kill),
+            Route("POST", f"{one}/timeout", with_body(shapes.SetTimeoutBody, self.set_timeout)),
+            Route("POST", f"{one}/refreshes", with_body(shapes.RefreshBody, self.refresh)),
+            Route("POST", f"/v2{one}/connect", connect),
+            Route("POST", f"{one}/connect", with_body(shapes.SetTimeoutBody, self.connect_v1)),
+            Route("POST", f"{one}/resume", self.resume),
+            Route("POST", f"{one}/pause", self.refuse_memory),
+            Route("POST", f"{one}/fork", self.refuse_memory),
+            Route("POST", f"{one}/snapshots", self.refuse_memory),
+        ]
+
+    # --- create --------------------
+
+    async def create_v2(self, call: Call, body: shapes.NewSandbox) -> Response:
+        """`POST /v2/sandboxes`."""
+        return await self.create_sandbox(call, body, self._limits.default_timeout_s)
+
+    async def create_v1(self, call: Call, body: shapes.NewSandbox) -> Response:
+        """`POST /sandboxes`, as clients before the v2 interface call it."""
+        return await self.create_sandbox(call, body, self._limits.legacy_timeout_s)
+
+    async def create_sandbox(self, call: Call, body: shapes.NewSandbox, default_timeout_s: int) -> Response:
+        """Check the wish, write the row, ask the placement, answer 201."""
+        options = check_options(body, self._limits, default_timeout_s=default_timeout_s)
+        template = await self._control.templates.resolve(call.caller, body.template_id)
+        claim = _idempotency_claim(call)
+        record = self._new_record(call, body, options, template)
+        with self._control.creations.hold(record.id):
+            reservation = await self._control.store.sandboxes.reserve(
+                record, claim, max_alive=self._limits.max_sandboxes
+            )
+            if reservation.is_new:
+                record = await self._start(record, body, options)
+        if not reservation.is_new:
+            record = await self._await_earlier(reservation.record)
+        return reply(201, self._sandbox(record))
+
+    def _new_record(
+        self, call: Call, body: shapes.NewSandbox, options: Options, template: Template
+    ) -> SandboxRecord:
+        asked = body.template_id.lower().partition(":")[0].rpartition("/")[2]
+        now = self._control.clock.now()
+        return SandboxRecord(
+            new_sandbox_id(),
+            call.caller.team_id,
+            template.id,
+            template.build_id,
+            alias=asked if asked in template.aliases else template.name,
+            metadata=body.metadata,
+            access_token=new_access_token(),
+            traffic_token=None if options.allow_public_traffic else new_access_token(),
+            mask_request_host=options.mask_request_host,
+            allow_internet=options.allow_internet,
+            cpu_count=template.cpu_count,
+            memory_mib=template.memory_mib,
+            disk_mib=template.disk_mib,
+            started_at=now,
+            end_at=now,
+        )
+
+    async def _start(self, record: SandboxRecord, body: shapes.NewSandbox, options: Options) -> SandboxRecord:
+        """Creating → running; on any error → ended, with nothing left on a node that can be reached."""
+        order = CreateSandbox(
+            record.id,
+            record.team_id,
+            record.template_id,
+            record.build_id,
+            options.timeout_s,
+            record.access_token,
+            record.traffic_token,
+            body.env_vars,
+            record.metadata,
+            record.cpu_count,
+            record.memory_mib,
+            record.allow_internet,
+            record.mask_request_host,
+        )
+        began_s = self._control.clock.boot_s()
+        try:
+            state = await self._control.placement.create(order, timeout_s=self._limits.start_timeout_s)
+            running = await self._control.store.sandboxes.mark_running(
+                record.team_id,
+                record.id,
+                started_at=state.started_at,
+                end_at=state.end_at,
+                isolation=state.isolation,
+            )
+            if running is None:
+                raise Unavailable(f"sandbox ended while it was made: {record.id}")
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self._abandon(record, error)
+            raise
+        took_ms = round(1000 * (self._control.clock.boot_s() - began_s))
+        log.info("sandbox.created", sandbox_id=record.id, team_id=record.team_id, ms=took_ms)
+        return running
+
+    async def _abandon(self, record: SandboxRecord, cause: BaseException) -> None:
+        log.warning("sandbox.create_failed", sandbox_id=record.id, error=f"{type(cause).__name__}: {cause}")
+        with anyio.move_on_after(CLEAN_UP_TIMEOUT_S):
+            try:
+                await self._control.placement.kill(record.id, "failed")
+            except ClocheError as error:
+                # Not there, as it should be; or the node is away, and the next reconciliation kills it.
+                log.debug("sandbox.nothing_to_abandon", sandbox_id=record.id, error=str(error))
+        try:
+            now = self._control.clock.now()
+            await self._control.store.sandboxes.mark_ended(record.team_id, record.id, "failed", now)
+        except ClocheError as error:
+            # The row stays `creating` with nobody making it: the next reconciliation ends it.
+            log.warning("sandbox.row_left", sandbox_id=record.id, error=str(error))
+
+    async def _await_earlier(self, record: SandboxRecord) -> SandboxRecord:
+        """The sandbox that an earlier request with the same idempotency key made or is making."""
+        with anyio.move_on_after(self._limits.start_timeout_s):
+            await self._control.creations.wait(record.id)
+        found = await self._control.store.sandboxes.get(record.team_id, record.id)
+        if found is None or found.state == "creating" or not _ran(found):
+            raise Unavailable("the first request with this idempotency key has not made a sandbox")
+        if found.state == "ended":
+            raise Conflict(f"the sandbox made with this idempotency key has ended: {found.id}")
+        return found
+
+    # --- one sandbox --------------------
+
+    async def detail(self, call: Call) -> Response:
+        """`GET /sandboxes/{id}`."""
+        record = await self._running(call)
+        listed = msgspec.structs.asdict(listed_sandbox(record))
+        detail = shapes.SandboxDetail(
+            **listed,
+            envd_access_token=record.access_token,
+            domain=self._control.config.public_domain,
+            allow_internet_access=record.allow_internet,
+            network=shapes.NetworkDetail(record.traffic_token is None, record.mask_request_host),
+        )
+        return reply(200, detail)
+
+    async def kill(self, call: Call) -> Response:
+        """`DELETE /sandboxes/{id}`: afterwards no process of it is left."""
+        record = await self._running(call)
+        try:
+            await self._control.placement.kill(record.id, "killed")
+        except SandboxNotFound as error:
+            raise await self._lost(record) from error
+        now = self._control.clock.now()
+        await self._control.store.sandboxes.mark_ended(record.team_id, record.id, "killed", now)
+        log.info("sandbox.killed", sandbox_id=record.id, team_id=record.team_id)
+        return Response(status_code=204)
+
+    async def set_timeout(self, call: Call, body: shapes.SetTimeoutBody) -> Response:
+        """`POST /sandboxes/{id}/timeout`: counted from now, may shorten."""
+        check_timeout(body.timeout, self._limits)
+        await self._move_end(await self._running(call), body.timeout, only_extend=False)
+        return Response(status_code=204)
+
+    async def refresh(self, call: Call, body: shapes.RefreshBody) -> Response:
+        """`POST /sandboxes/{id}/refreshes`: extends only."""
+        if not 0 <= body.duration <= min(3600, self._limits.max_timeout_s):
+            raise InvalidArgument("duration is not between 0 and 3600 seconds")
+        await self._move_end(await self._running(call), body.duration, only_extend=True)
+        return Response(status_code=204)
+
+    async def connect(self, call: Call, body: shapes.ConnectBody) -> Response:
+        """`POST /v2/sandboxes/{id}/connect`: puts the end off, never forward."""
+        timeout_s = self._limits.default_timeout_s if body.timeout is msgspec.UNSET else body.timeout
+        check_timeout(timeout_s, self._limits)
+        record = await self._move_end(await self._running(call), timeout_s, only_extend=True)
+        return reply(200, self._sandbox(record))
+
+    async def connect_v1(self, call: Call, body: shapes.SetTimeoutBody) -> Response:
+        """`POST /sandboxes/{id}/connect`: the timeout is required."""
+        return await self.connect(call, shapes.ConnectBody(body.timeout))
+
+    async def resume(self, call: Call) -> Response:
+        """`POST /sandboxes/{id}/resume`: none of ours is ever paused."""
+        record = await self._running(call)
+        raise Conflict(f"Sandbox {record.id} is already running")
+
+    async def refuse_memory(self, call: Call) -> Response:
+        """Pause, fork and snapshots need an isolation that keeps memory."""
+        record = await self._running(call)
+        verb = call.request.url.path.rpartition("/")[2]
+        raise UnsupportedOption(
+            f"{verb} is not supported: isolation '{record.isolation}' cannot keep the memory of a sandbox",
+            hint="keep the sandbox running with set_timeout, or store what matters in files",
+        )
+
+    # --- shared --------------------
+
+    async def _running(self, call: Call) -> SandboxRecord:
+        # Ids of the old form end in a client id behind a hyphen.
+        sandbox_id = call.params["id"].partition("-")[0]
+        if not is_sandbox_id(sandbox_id):
+            raise InvalidArgument("Invalid sandbox ID")
+        record = await self._control.store.sandboxes.get(call.caller.team_id, SandboxId(sandbox_id))
+        if record is None or record.state != "running":
+            raise _not_found(sandbox_id)
+        return record
+
+    async def _move_end(self, record: SandboxRecord, timeout_s: int, *, only_extend: bool) -> SandboxRecord:
+        try:
+            state = await self._control.placement.set_timeout(SetTimeout(record.id, timeout_s, only_extend))
+        except SandboxNotFound as error:
+            raise await self._lost(record) from error
+        moved = await self._control.store.sandboxes.set_end(record.team_id, record.id, state.end_at)
+        if moved is None:
+            raise _not_found(record.id)
+        return moved
+
+    async def _lost(self, record: SandboxRecord) -> SandboxNotFound:
+        """The node does not have it: its word counts."""
+        now = self._control.clock.now()
+        await self._control.store.sandboxes.mark_ended(record.team_id, record.id, "lost", now)
+        return _not_found(record.id)
+
+    def _sandbox(self, record: SandboxRecord) -> shapes.Sandbox:
+        return shapes.Sandbox(
+            record.template_id,
+            record.id,
+            record.alias,
+            record.access_token,
+            record.traffic_token,
+            self._control.config.public_domain,
+        )
+
+
+def listed_sandbox(record: SandboxRecord) -> shapes.ListedSandbox:
+    """Return what a listing shows of a sandbox."""
+    return shapes.ListedSandbox(
+        record.template_id,
+        record.id,
+        record.alias,
+        record.started_at,
+        record.end_at,
+        record.cpu_count,
+        record.memory_mib,
+        record.disk_mib,
+        record.metadata,
+        record.isolation,
+    )
+
+
+def _ran(record: SandboxRecord) -> bool:
+    return bool(record.isolation)
+
+
+def _not_found(sandbox_id: str) -> SandboxNotFound:
+    return SandboxNotFound(f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it")
+
+
+def _idempotency_claim(call: Call) -> IdempotencyClaim | None:
+    key = call.request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if _IDEMPOTENCY_KEY.match(key) is None:
+        raise InvalidArgument("Idempotency-Key is not 1 to 255 of [A-Za-z0-9_-]")
+    digest = hashlib.sha256(call.request.url.path.encode() + b"\0" + call.body)
+    return IdempotencyClaim(key, digest.hexdigest())

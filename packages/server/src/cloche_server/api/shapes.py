@@ -1,0 +1,208 @@
+"""Bodies of the REST interface, spelt as in `specs/control_plane.yaml`. Only this room uses them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType, field
+
+ENVD_VERSION = "0.6.13"
+"""What our agent's daemon is compatible with: clients switch features by it."""
+CLIENT_ID = "cloche"
+"""Value of the deprecated `clientID`, which clients require and ignore."""
+
+
+# --- requests --------------------
+
+
+class AutoResume(msgspec.Struct, frozen=True):
+    """Whether traffic wakes a paused sandbox."""
+
+    enabled: bool
+
+
+class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Network options of a new sandbox."""
+
+    allow_public_traffic: bool = True
+    mask_request_host: str | None = None
+    allow_out: list[str] | None = None
+    deny_out: list[str] | None = None
+    dns_servers: list[str] | UnsetType = UNSET
+    https_ports: list[int] | None = None
+    rules: dict[str, Any] | None = None
+    egress_proxy: dict[str, Any] | None = None
+
+
+class NewSandbox(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of `POST /v2/sandboxes`; `POST /sandboxes` has the same fields and another default timeout."""
+
+    template_id: str = field(name="templateID")
+    timeout: int | UnsetType = UNSET
+    metadata: dict[str, str] = {}
+    env_vars: dict[str, str] = {}
+    allow_internet_access: bool | None = field(default=None, name="allow_internet_access")
+    network: NetworkConfig | None = None
+    auto_pause: bool = False
+    auto_pause_memory: bool = True
+    auto_resume: AutoResume = AutoResume(enabled=False)
+    mcp: dict[str, Any] | None = None
+    iam: dict[str, Any] | None = None
+    volume_mounts: list[Any] | None = None
+
+
+class SetTimeoutBody(msgspec.Struct, frozen=True):
+    """Body of `POST /sandboxes/{id}/timeout` and of the v1 connect."""
+
+    timeout: int
+
+
+class RefreshBody(msgspec.Struct, frozen=True):
+    """Body of `POST /sandboxes/{id}/refreshes`: seconds."""
+
+    duration: int = 15
+
+
+class ConnectBody(msgspec.Struct, frozen=True):
+    """Body of `POST /v2/sandboxes/{id}/connect`."""
+
+    timeout: int | UnsetType = UNSET
+
+
+class ListQuery(msgspec.Struct, frozen=True, rename="camel"):
+    """Query of `GET /v2/sandboxes`."""
+
+    metadata: str = ""
+    state: str = ""
+    order: Literal["asc", "desc"] = "desc"
+    started_after: str = ""
+    template: str | None = None
+    limit: int = 100
+    next_token: str = ""
+
+
+class PageQuery(msgspec.Struct, frozen=True, rename="camel"):
+    """Query of `GET /v2/templates`."""
+
+    limit: int = 100
+    next_token: str = ""
+
+
+# --- answers --------------------
+
+
+class Sandbox(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to create and connect: what a client needs to talk to the sandbox."""
+
+    template_id: str = field(name="templateID")
+    sandbox_id: str = field(name="sandboxID")
+    alias: str
+    envd_access_token: str
+    traffic_access_token: str | None
+    domain: str
+    client_id: str = field(default=CLIENT_ID, name="clientID")
+    envd_version: str = ENVD_VERSION
+
+
+class ListedSandbox(msgspec.Struct, frozen=True, rename="camel"):
+    """One sandbox of a listing."""
+
+    template_id: str = field(name="templateID")
+    sandbox_id: str = field(name="sandboxID")
+    alias: str
+    started_at: datetime
+    end_at: datetime
+    cpu_count: int
+    memory_mib: int = field(name="memoryMB")
+    disk_mib: int = field(name="diskSizeMB")
+    metadata: Mapping[str, str]
+    isolation: str
+    state: Literal["running", "paused"] = "running"
+    client_id: str = field(default=CLIENT_ID, name="clientID")
+    envd_version: str = ENVD_VERSION
+
+
+class Lifecycle(msgspec.Struct, frozen=True, rename="camel"):
+    """What happens at the end of a sandbox's time."""
+
+    auto_resume: bool = False
+    on_timeout: Literal["kill", "pause"] = "kill"
+
+
+class NetworkDetail(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Network options of a sandbox, as far as they can be told."""
+
+    allow_public_traffic: bool
+    mask_request_host: str | None = None
+
+
+class SandboxDetail(ListedSandbox, frozen=True, rename="camel", kw_only=True):
+    """Answer to `GET /sandboxes/{id}`."""
+
+    envd_access_token: str
+    domain: str
+    allow_internet_access: bool
+    network: NetworkDetail
+    lifecycle: Lifecycle = Lifecycle()
+
+
+class Template(msgspec.Struct, frozen=True, rename="camel"):
+    """One template of a listing."""
+
+    template_id: str = field(name="templateID")
+    build_id: str = field(name="buildID")
+    cpu_count: int
+    memory_mib: int = field(name="memoryMB")
+    disk_mib: int = field(name="diskSizeMB")
+    public: bool
+    aliases: list[str]
+    names: list[str]
+    created_at: datetime
+    updated_at: datetime
+    last_spawned_at: datetime | None
+    spawn_count: int
+    is_default: bool
+    created_by: None = None
+    build_count: int = 1
+    build_status: str = "ready"
+    envd_version: str = ENVD_VERSION
+
+
+class TemplateBuild(msgspec.Struct, frozen=True, rename="camel"):
+    """One build of a template."""
+
+    build_id: str = field(name="buildID")
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime
+    cpu_count: int
+    memory_mib: int = field(name="memoryMB")
+    disk_mib: int = field(name="diskSizeMB")
+    status: str = "ready"
+    envd_version: str = ENVD_VERSION
+
+
+class TemplateWithBuilds(Template, frozen=True, rename="camel", kw_only=True):
+    """Answer to `GET /templates/{id}`."""
+
+    builds: list[TemplateBuild]
+
+
+class TemplateAlias(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to `GET /templates/aliases/{alias}`."""
+
+    template_id: str = field(name="templateID")
+    public: bool
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Body of every error; `code` repeats the status, since some clients read only one of the two."""
+
+    code: int
+    message: str
+
+
+def encode(value: Any) -> bytes:  # noqa: ANN401 -- any struct or list of structs above
+    """Return the JSON of an answer."""
+    return msgspec.json.encode(value)

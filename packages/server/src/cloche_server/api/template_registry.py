@@ -1,0 +1,116 @@
+"""Which templates there are, and which one a name means.
+
+Finished builds on disk are the truth; the store holds what was found there, for queries. They are read at
+start, and again when a name is not found and the folder may have changed.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from cloche_server.api.auth import Caller
+from cloche_server.clock import Clock
+from cloche_server.ids import BuildId, TemplateId
+from cloche_server.store.schema import EVERYONE
+from cloche_server.store.templates import Template, Templates
+from cloche_server.templates import manifest
+from cloche_wire.errors import ClocheError, TemplateNotFound
+
+DEFAULT_TAG = "default"
+RESCAN_AFTER_S = 1.0
+"""A folder that looks unchanged is read again on a miss after this time at the earliest."""
+
+log = structlog.get_logger()
+
+
+class TemplateRegistry:
+    """Names to templates, for one team at a time."""
+
+    def __init__(self, templates: Templates, folder: Path, clock: Clock) -> None:
+        """Nothing is read yet."""
+        self._templates = templates
+        self._folder = folder
+        self._clock = clock
+        self._scanned: tuple[int, float] | None = None
+        self._lock = anyio.Lock()
+
+    async def resolve(self, caller: Caller, reference: str) -> Template:
+        """Return the template that an id, a name or an alias means, maybe with `namespace/` or `:tag`.
+
+        Raises:
+            TemplateNotFound: The caller may use no such template.
+        """
+        name = _plain_name(caller, reference)
+        found = None if name is None else await self._templates.find(caller.team_id, name)
+        if found is None and name is not None and self._may_have_changed():
+            await self.scan()
+            found = await self._templates.find(caller.team_id, name)
+        if found is None:
+            raise TemplateNotFound(f"template '{reference[:128]}' not found")
+        return found
+
+    async def scan(self) -> None:
+        """Read all finished builds and make them the templates of everyone."""
+        async with self._lock:
+            stamp = (_changed_ns(self._folder), self._clock.boot_s())
+            found = await anyio.to_thread.run_sync(partial(_read_folder, self._folder))
+            await self._templates.replace_shared(found)
+            self._scanned = stamp
+        log.info("api.templates_scanned", templates=[template.name for template in found])
+
+    def _may_have_changed(self) -> bool:
+        if self._scanned is None:
+            return True
+        changed_ns, at_s = self._scanned
+        return _changed_ns(self._folder) != changed_ns or self._clock.boot_s() - at_s >= RESCAN_AFTER_S
+
+
+def _plain_name(caller: Caller, reference: str) -> str | None:
+    """Strip namespace and tag; None when they cannot mean anything here."""
+    name, _, tag = reference.strip().lower().partition(":")
+    namespace, slash, rest = name.rpartition("/")
+    if tag not in ("", DEFAULT_TAG) or (slash and namespace != caller.team_name.lower()):
+        return None
+    return rest or None
+
+
+def _changed_ns(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _read_folder(folder: Path) -> Sequence[Template]:
+    """The newest build of each template; what cannot be read is logged and left out."""
+    newest: dict[str, manifest.Manifest] = {}
+    for path in sorted(folder.glob(f"[!.]*/{manifest.MANIFEST_NAME}")):
+        try:
+            found = manifest.read(path)
+        except (OSError, ClocheError) as error:
+            log.warning("api.template_skipped", path=str(path), error=str(error))
+            continue
+        known = newest.get(found.template_id)
+        if known is None or known.created_at < found.created_at:
+            newest[found.template_id] = found
+    return [_template(found) for found in newest.values()]
+
+
+def _template(found: manifest.Manifest) -> Template:
+    return Template(
+        TemplateId(found.template_id),
+        EVERYONE,
+        BuildId(found.build_id),
+        found.name,
+        list(dict.fromkeys([found.name, *found.aliases])),
+        found.cpu_count,
+        found.memory_mib,
+        # No quota is set on a sandbox's disk yet: 0 says so.
+        disk_mib=0,
+        created_at=found.created_at.astimezone(UTC),
+    )

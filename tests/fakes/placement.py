@@ -1,0 +1,90 @@
+"""A placement without a node: sandboxes are entries of a dict, failures are switched on by the test."""
+
+from collections.abc import AsyncGenerator, Sequence
+from datetime import timedelta
+
+import anyio
+
+from cloche_server.clock import Clock
+from cloche_server.node.messages import CreateSandbox, EndReason, SandboxEnded, SandboxState, SetTimeout
+from cloche_server.placement.base import LinkUp
+from cloche_wire.errors import ClocheError, SandboxNotFound
+
+
+class FakePlacement:
+    """See `cloche_server.placement.base.Placement`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.alive: dict[str, SandboxState] = {}
+        self.created: list[CreateSandbox] = []
+        self.killed: list[tuple[str, EndReason]] = []
+        self.fails: ClocheError | None = None
+        """Raised by every verb while set."""
+        self.fails_after_create: ClocheError | None = None
+        """Raised by `create` once the sandbox is there: the link broke before the answer."""
+        self.gate: anyio.Event | None = None
+        """`create` waits for it."""
+        self.asked = anyio.Event()
+        """Set when `create` is called."""
+        self._events: list[SandboxEnded] = []
+        self._wake = anyio.Event()
+        self.idle = anyio.Event()
+        """Set when a watcher has taken every event and waits for more."""
+
+    async def create(self, sandbox: CreateSandbox, *, timeout_s: float) -> SandboxState:
+        self._fail()
+        self.created.append(sandbox)
+        self.asked.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        now = self.clock.now()
+        state = SandboxState(
+            sandbox.sandbox_id, sandbox.team_id, now, now + timedelta(seconds=sandbox.timeout_s), "fake"
+        )
+        self.alive[sandbox.sandbox_id] = state
+        if self.fails_after_create is not None:
+            raise self.fails_after_create
+        return state
+
+    async def kill(self, sandbox_id: str, reason: EndReason) -> None:
+        self._fail()
+        if self.alive.pop(sandbox_id, None) is None:
+            raise SandboxNotFound(f"no such sandbox: {sandbox_id}")
+        self.killed.append((sandbox_id, reason))
+
+    async def set_timeout(self, timeout: SetTimeout) -> SandboxState:
+        self._fail()
+        if (state := self.alive.get(timeout.sandbox_id)) is None:
+            raise SandboxNotFound(f"no such sandbox: {timeout.sandbox_id}")
+        end_at = self.clock.now() + timedelta(seconds=timeout.timeout_s)
+        if timeout.only_extend:
+            end_at = max(end_at, state.end_at)
+        moved = SandboxState(state.sandbox_id, state.team_id, state.started_at, end_at, state.isolation)
+        self.alive[state.sandbox_id] = moved
+        return moved
+
+    async def list(self) -> Sequence[SandboxState]:
+        self._fail()
+        return [*self.alive.values()]
+
+    async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
+        self._fail()
+        yield LinkUp()
+        while True:
+            while self._events:
+                yield self._events.pop(0)
+            self._wake = anyio.Event()
+            self.idle.set()
+            await self._wake.wait()
+
+    def end(self, sandbox_id: str, reason: EndReason) -> None:
+        """Let a sandbox end by itself, and tell the watcher."""
+        del self.alive[sandbox_id]
+        self._events.append(SandboxEnded(sandbox_id, reason))
+        self.idle = anyio.Event()
+        self._wake.set()
+
+    def _fail(self) -> None:
+        if self.fails is not None:
+            raise self.fails

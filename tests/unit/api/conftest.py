@@ -1,0 +1,63 @@
+"""An api over a fresh database and a placement without a node."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.fakes.clock import FakeClock
+from tests.fakes.control_plane import client_of, make_key, write_template
+from tests.fakes.placement import FakePlacement
+
+from cloche_server.api.control import ControlPlane
+from cloche_server.config import Config, Limits
+from cloche_server.store.store import Store
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def placement(clock: FakeClock) -> FakePlacement:
+    return FakePlacement(clock)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    made = Config(state=str(tmp_path), limits=Limits(max_sandboxes=5))
+    write_template(made)
+    return made
+
+
+@pytest.fixture
+def store(config: Config) -> Iterator[Store]:
+    opened = Store.open(config.database, owner_uid=config.state_dir.stat().st_uid)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def control(config: Config, store: Store, placement: FakePlacement, clock: FakeClock) -> ControlPlane:
+    return ControlPlane.assemble(config, store, placement, clock)
+
+
+@pytest.fixture
+async def client(control: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(control, make_key(control, "default")) as made:
+        yield made
+
+
+@pytest.fixture
+async def stranger(control: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of another team."""
+    async with client_of(control, make_key(control, "others")) as made:
+        yield made
+
+
+@pytest.fixture
+async def nobody(control: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without a key."""
+    async with client_of(control, None) as made:
+        yield made
