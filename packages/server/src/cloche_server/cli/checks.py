@@ -1,0 +1,150 @@
+"""What a server needs of its machine: one check for each, with what to do where it is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cloche_server.cli import probes
+from cloche_server.templates import host_settings
+from cloche_server.templates.default import NEEDED_BYTES
+
+if TYPE_CHECKING:
+    from cloche_server.config import Config
+
+_PROBES_TIMEOUT_S = 60
+_CONNECT_TIMEOUT_S = 3
+_LEAST_PYTHON = (3, 11)
+
+CONTAINER = ("linux", "root", "crun", "nft", *probes.PROBES)
+"""What the `container` driver cannot do without."""
+
+_HINTS = {
+    "user_namespaces": "raise user.max_user_namespaces (sysctl)",
+    "overlay": "load the kernel module: modprobe overlay",
+    "idmapped_mounts": "needs Linux 5.19 and a file system that supports it (ext4, xfs, btrfs)",
+    "cgroup_controllers": "mount cgroup v2 at /sys/fs/cgroup, or the v1 controllers",
+    "veth": "load the kernel module: modprobe veth",
+    "nft_nat": "load the kernel modules: modprobe nft_masq nft_chain_nat",
+    "seccomp": "needs a kernel with CONFIG_SECCOMP_FILTER",
+}
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of `cloche doctor`."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+    """What to do where it is not ok."""
+
+
+class _Finding(NamedTuple):
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+def run(config: Config, names: Collection[str] | None = None) -> list[Check]:
+    """Return the checks of these names, or all, in the order of the list below."""
+    wanted = [name for name in (*_CHECKS, *probes.PROBES, *_LAST) if names is None or name in names]
+    probed = _run_probes([name for name in wanted if name in probes.PROBES])
+    found: list[Check] = []
+    for name in wanted:
+        finding = probed[name] if name in probed else (_CHECKS | _LAST)[name](config)
+        found.append(Check(name, finding.ok, finding.detail, "" if finding.ok else finding.hint))
+    return found
+
+
+def _linux(_: Config) -> _Finding:
+    return _Finding(
+        sys.platform == "linux", f"{os.uname().sysname} {os.uname().release}", "use a Linux machine"
+    )
+
+
+def _root(_: Config) -> _Finding:
+    return _Finding(os.geteuid() == 0, f"user id {os.geteuid()}", "run it with sudo")
+
+
+def _python(_: Config) -> _Finding:
+    return _Finding(sys.version_info >= _LEAST_PYTHON, sys.version.split()[0], "install Python 3.11 or newer")
+
+
+def _program(name: str, package: str, *arguments: str) -> Callable[[Config], _Finding]:
+    def check(_: Config) -> _Finding:
+        path = shutil.which(name)
+        if path is None:
+            return _Finding(False, "not installed", f"apt-get install {package}")
+        try:
+            command = [path, *arguments]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return _Finding(False, str(error), f"apt-get install --reinstall {package}")
+        return _Finding(True, (result.stdout.strip() or result.stderr.strip()).partition("\n")[0])
+
+    return check
+
+
+def _disk(config: Config) -> _Finding:
+    folder = next(path for path in (config.templates_dir, *config.templates_dir.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    return _Finding(
+        free >= NEEDED_BYTES, f"{free >> 20} MiB free at {folder}", "a template build needs 2048 MiB"
+    )
+
+
+def _registries(_: Config) -> _Finding:
+    """Whether the places that packages come from, or the proxy to them, take a connection."""
+    settings = host_settings.read()
+    urls = [settings.debian_mirror, settings.npm_registry, settings.pip_index_url or "https://pypi.org"]
+    if settings.proxies.get("https_proxy") or settings.proxies.get("http_proxy"):
+        urls = [url for name, url in settings.proxies.items() if name in {"http_proxy", "https_proxy"}]
+    failed = [reason for url in dict.fromkeys(urls) if (reason := _cannot_connect(url))]
+    hint = "only builds and installs inside sandboxes need them; check the network and the proxy"
+    return _Finding(not failed, "; ".join(failed) or f"{len(set(urls))} answer", hint)
+
+
+def _cannot_connect(url: str) -> str | None:
+    parts = urlsplit(url if "//" in url else f"http://{url}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return f"{parts.hostname}: {error.strerror or error}"
+    return None
+
+
+_CHECKS: dict[str, Callable[[Config], _Finding]] = {
+    "linux": _linux,
+    "root": _root,
+    "python": _python,
+    "crun": _program("crun", "crun", "--version"),
+    "nft": _program("nft", "nftables", "--version"),
+    "mmdebstrap": _program("mmdebstrap", "mmdebstrap", "--version"),
+}
+_LAST: dict[str, Callable[[Config], _Finding]] = {"disk": _disk, "registries": _registries}
+
+
+def _run_probes(names: list[str]) -> dict[str, _Finding]:
+    if not names:
+        return {}
+    if os.geteuid() != 0:
+        return dict.fromkeys(names, _Finding(False, "cannot be tried without root", "run it with sudo"))
+    # SAFETY: what the probes mount and make lives in namespaces that end with the process.
+    command = ["unshare", "--mount", "--propagation", "private", "--net", "--pid", "--fork", "--mount-proc"]
+    command += ["--kill-child", sys.executable, "-m", probes.__name__, *names]
+    try:
+        result = subprocess.run(command, capture_output=True, timeout=_PROBES_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return dict.fromkeys(names, _Finding(False, f"cannot be tried: {error}", "install util-linux"))
+    answers = msgspec.json.decode(result.stdout, type=dict[str, tuple[bool, str]])
+    return {name: _Finding(ok, detail, _HINTS[name]) for name, (ok, detail) in answers.items()}

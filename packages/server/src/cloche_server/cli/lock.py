@@ -1,0 +1,104 @@
+"""One server for each state folder: the lock, and what the lock file tells about the server that holds it.
+
+The kernel releases the lock with its holder's last descriptor, so a server that was killed blocks nobody. The
+file's content is for other commands: where the server listens, and who it is (pid and start time), so that
+`cloche down` never signals a stranger.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from cloche_server.isolation.base import ProcessIdentity
+from cloche_server.isolation.identity import identify
+from cloche_wire.errors import Conflict, NotFound
+
+LOCK_NAME = "lock"
+
+
+class RunningServer(msgspec.Struct, frozen=True):
+    """What the holder of the lock says of itself."""
+
+    supervisor: ProcessIdentity
+    host: str
+    port: int
+    domain: str
+    isolation: str
+    ready: bool = False
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared only
+        return f"http://{f'[{host}]' if ':' in host and '[' not in host else host}:{self.port}"
+
+
+class StateLock:
+    """The lock on a state folder, held until `release` or the end of the process."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            Conflict: Another server holds it.
+        """
+        self._path = state_dir / LOCK_NAME
+        # Not inherited: a child that outlives us must not keep the next server out.
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise Conflict(
+                f"a server already runs on this state folder: {state_dir}",
+                hint="stop it with `cloche down`, or give this one another folder with --state",
+            ) from None
+        self._identity = identify(os.getpid())
+
+    def publish(self, *, host: str, port: int, domain: str, isolation: str, ready: bool) -> None:
+        """Write down who holds the lock and where it listens."""
+        assert self._identity is not None, "this process runs"
+        server = RunningServer(self._identity, host, port, domain, isolation, ready)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, msgspec.json.encode(server), 0)
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, empty."""
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+
+def is_held(state_dir: Path) -> bool:
+    """Whether some server holds the lock."""
+    try:
+        descriptor = os.open(state_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def running_server(state_dir: Path) -> RunningServer:
+    """Return what the running server says of itself.
+
+    Raises:
+        NotFound: None runs on this folder.
+    """
+    missing = NotFound(
+        f"no server runs on this state folder: {state_dir}", hint="start one with `cloche serve`"
+    )
+    if not is_held(state_dir):
+        raise missing
+    try:
+        return msgspec.json.decode((state_dir / LOCK_NAME).read_bytes(), type=RunningServer)
+    except msgspec.DecodeError:
+        raise missing from None  # it has just taken the lock

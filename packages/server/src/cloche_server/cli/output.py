@@ -1,0 +1,47 @@
+"""What all commands share: how errors are shown, and the options that mean the same everywhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from cloche_wire.errors import ClocheError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@contextmanager
+def explain() -> Generator[None]:
+    """Show an error of ours as one sentence, its advice on a line below, and exit with status 1."""
+    try:
+        yield
+    except ClocheError as error:
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        sys.exit(1)
+
+
+def note(text: str) -> None:
+    """Print one line at once, also into a pipe."""
+    click.echo(text)
+    sys.stdout.flush()
+
+
+def state_option(function: F) -> F:
+    """Add `--state`."""
+    return click.option(
+        "--state",
+        type=click.Path(file_okay=False),
+        help="Folder that holds everything of one server.  [default: $CLOCHE_STATE or /var/lib/cloche]",
+    )(function)
+
+
+def is_root() -> bool:
+    """Whether this process may do everything."""
+    return os.geteuid() == 0

@@ -1,0 +1,114 @@
+"""What has to be there before the server's processes start, made in order and safe to repeat."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloche_server.cli import checks
+from cloche_server.config import API_UID
+from cloche_server.edge import tls
+from cloche_server.store.first_key import ensure_first_key
+from cloche_server.templates import default
+from cloche_wire.errors import NotEnoughSpace, PermissionDenied, Unavailable, UnsupportedOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cloche_server.config import Config
+
+NEEDED_BYTES = 512 * 1024**2
+"""Free space that a start asks for: runtime tree, database, logs, and something for the first sandboxes."""
+
+_TOOLS = {"crun": "crun", "nft": "nftables"}
+"""Programs that the `container` driver and its network run, and the Debian packages they come in."""
+_ISOLATION_FILE = "isolation"
+_DRIVERS = ("container",)
+"""Drivers for real use, strongest first."""
+
+
+def check_machine(config: Config) -> None:
+    """Refuse, in one sentence, what can never work here.
+
+    Raises:
+        Unavailable: Not Linux, or a program is missing.
+        PermissionDenied: Not root.
+        NotEnoughSpace: The disk is too full.
+    """
+    if sys.platform != "linux":
+        raise Unavailable(f"cloche runs on Linux only: {sys.platform}")
+    if os.geteuid() != 0:
+        raise PermissionDenied("cloche serve needs root", hint="run it with sudo")
+    for program, package in _TOOLS.items():
+        if shutil.which(program) is None:
+            raise Unavailable(f"not installed: {program}", hint=f"apt-get install {package}")
+    folder = config.state_dir
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < NEEDED_BYTES:
+        raise NotEnoughSpace(
+            f"not enough disk space for the server: {free >> 20} of {NEEDED_BYTES >> 20} MiB at {existing}",
+            hint="free some space, or put the state elsewhere with --state",
+        )
+
+
+def make_folders(config: Config) -> None:
+    """Make the state folder and what lies directly in it, each with its owner and mode."""
+    # Others may pass through to the sockets and certificates they were told of, and list nothing.
+    _folder(config.state_dir, 0o711)
+    _folder(config.run_dir, 0o711)
+    _folder(config.state_dir / "log", 0o700)
+    _folder(config.state_dir / "node", 0o700)
+    _folder(config.database.parent, 0o700, owner=API_UID)
+    _folder(config.templates_dir, 0o755)
+
+
+def _folder(path: Path, mode: int, owner: int = 0) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SAFETY: the parents belong to root, so nobody can have put a link in the folder's place.
+    os.chown(path, owner, owner, follow_symlinks=False)
+    path.chmod(mode)
+
+
+def settle_isolation(config: Config) -> Config:
+    """Replace `auto` by a driver: the one written down at the first start, else the strongest that is healthy.
+
+    Leaves: the choice in STATE/isolation, so that a later start never falls to a weaker one in silence.
+
+    Raises:
+        Unavailable: No driver is healthy; the message says what is wrong.
+        UnsupportedOption: The file names a driver that does not exist.
+    """
+    if config.isolation != "auto":
+        return config
+    file = config.state_dir / _ISOLATION_FILE
+    if file.exists():
+        settled = file.read_text().strip()
+        if settled not in _DRIVERS:
+            hint = "choose one with --isolation"
+            raise UnsupportedOption(f"no such isolation: {settled}", hint=hint)
+        return msgspec.structs.replace(config, isolation=settled)
+    failed = [check for check in checks.run(config, names=checks.CONTAINER) if not check.ok]
+    if failed:
+        reasons = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        raise Unavailable(f"no isolation is healthy on this machine: {reasons}", hint="see `cloche doctor`")
+    staged = file.with_name(f"{_ISOLATION_FILE}.new")
+    staged.write_text("container\n")
+    staged.replace(file)
+    return msgspec.structs.replace(config, isolation="container")
+
+
+def ensure_template(config: Config, progress: Callable[[str], None]) -> None:
+    """Build the default template where it is missing or its recipe has changed."""
+    default.ensure(config, progress)
+
+
+def ensure_secrets(config: Config) -> str | None:
+    """Make the first API key and the certificates; return the key when it is new."""
+    tls.ensure_certificates(tls.folder(config), config.public_domain)
+    return ensure_first_key(config)

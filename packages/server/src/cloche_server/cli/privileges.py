@@ -1,0 +1,89 @@
+"""How the api and the edge become nobody: own user id, no groups, no capabilities, no way back.
+
+One capability may stay, CAP_DAC_READ_SEARCH, and only where Python or our packages lie in a folder that
+others cannot read (a virtual environment below /root): without it the process could not load its own modules.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import stat
+import sys
+import sysconfig
+from pathlib import Path
+
+import cloche_server
+import cloche_wire
+from cloche_server.isolation import syscalls
+
+_PR_SET_KEEPCAPS = 8
+_PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_CAP_DAC_READ_SEARCH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Set(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def drop(uid: int) -> bool:
+    """Become `uid` for good; say whether the right to read everything had to stay.
+
+    Requires: root, one thread.
+    Leaves: real, effective and saved ids `uid`; no supplementary groups; no new privileges by exec.
+    """
+    keeps_reading = not interpreter_is_open_to_others()
+    syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if keeps_reading:
+        syscalls.prctl(_PR_SET_KEEPCAPS, 1)
+    # SAFETY: groups first, while we still may; all three ids at once, so that nothing can switch back.
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    _keep_only({_CAP_DAC_READ_SEARCH} if keeps_reading else set())
+    return keeps_reading
+
+
+def raise_open_files() -> None:
+    """Allow as many open files as the machine lets us have: the edge holds two for each connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def interpreter_is_open_to_others() -> bool:
+    """Whether a stranger to this machine can read Python and all our packages."""
+    packages = [package.__file__ for package in (cloche_server, cloche_wire) if package.__file__]
+    needed = [sys.executable, os.__file__, *packages, *sysconfig.get_paths().values()]
+    needed += [entry for entry in sys.path if entry]
+    return all(is_open_to_others(Path(path)) for path in needed if Path(path).exists())
+
+
+def is_open_to_others(path: Path) -> bool:
+    """Whether everybody may read this file or folder and enter every folder above it, by its mode alone."""
+    real = path.resolve()
+    wanted = stat.S_IROTH | stat.S_IXOTH if real.is_dir() else stat.S_IROTH
+    if real.stat().st_mode & wanted != wanted:
+        return False
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents)
+
+
+def _keep_only(capabilities: set[int]) -> None:
+    mask = sum(1 << number for number in capabilities)
+    header = _Header(_CAPABILITY_VERSION_3, 0)
+    sets = (_Set * 2)(_Set(mask, mask, 0), _Set(0, 0, 0))
+    # SAFETY: capset(2) can only take away here: permitted can never grow.
+    if _libc.capset(ctypes.byref(header), ctypes.byref(sets)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"capset: {os.strerror(number)}")
