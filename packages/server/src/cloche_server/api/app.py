@@ -60,6 +60,7 @@ def listen(config: Config) -> socket.socket:
 
 
 def app_of(control: ControlPlane) -> ASGIApp:
+    """Return the application over parts that are already put together."""
     routes = [
         Route("GET", "/health", _health, public=True),
         *ListingEndpoints(control).routes(),

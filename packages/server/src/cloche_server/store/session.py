@@ -17,7 +17,7 @@ import anyio.to_thread
 from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
 from cloche_wire.errors import NotEnoughSpace, Unavailable
 
@@ -135,7 +135,9 @@ def _make_engine(path: Path) -> Engine:
 def _translated() -> Generator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:
+        if isinstance(error, IntegrityError | ProgrammingError):
+            raise  # our own mistake, not the file's
         if "full" in str(error.orig):
             raise NotEnoughSpace("no space left for the database") from error
         raise Unavailable(f"the database does not answer: {error.orig}") from error

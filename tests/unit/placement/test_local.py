@@ -1,0 +1,124 @@
+"""The five verbs over a link to a node that is played here."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from cloche_server import link
+from cloche_server.link import Answer, Event
+from cloche_server.node.messages import (
+    CreateSandbox,
+    KillSandbox,
+    SandboxEnded,
+    SandboxState,
+    SetTimeout,
+)
+from cloche_server.placement.base import LinkUp
+from cloche_server.placement.local import LocalPlacement
+from cloche_server.placement.policy import Node, choose_node
+from cloche_wire.errors import DeadlineExceeded, SandboxNotFound, Unavailable
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STATE = SandboxState("iabc", "team", NOW, NOW, "container")
+ORDER = CreateSandbox("iabc", "team", "t", "b", 300, "token", env={"A": "ü"})
+
+
+class PlayedNode:
+    """Remembers what it was asked; knows the sandbox `iabc`."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    async def handle(self, method: str, params: msgspec.Raw) -> Answer:
+        match method:
+            case "create":
+                self.asked.append(msgspec.json.decode(params, type=CreateSandbox))
+                return Answer(STATE)
+            case "kill":
+                return self._kill(msgspec.json.decode(params, type=KillSandbox))
+            case "set_timeout":
+                self.asked.append(msgspec.json.decode(params, type=SetTimeout))
+                return Answer(STATE)
+            case "watch":
+                return Answer({}, events=self._events())
+            case _:
+                return Answer([STATE])
+
+    def _kill(self, kill: KillSandbox) -> Answer:
+        self.asked.append(kill)
+        if kill.sandbox_id != "iabc":
+            raise SandboxNotFound(f"no such sandbox: {kill.sandbox_id}")
+        return Answer({})
+
+    async def _events(self) -> AsyncIterator[Event]:
+        yield Event("ended", SandboxEnded("iabc", "timeout"))
+        yield Event("of_a_later_version", {})
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> Path:
+    return tmp_path / "node.sock"
+
+
+@pytest.fixture
+def placement(socket_path: Path) -> LocalPlacement:
+    return LocalPlacement(Node("local", socket_path))
+
+
+@pytest.fixture
+async def node(socket_path: Path) -> AsyncIterator[PlayedNode]:
+    played = PlayedNode()
+    listener = link.listen(socket_path, owner_uid=socket_path.parent.stat().st_uid)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.serve, listener, played.handle)
+        yield played
+        tasks.cancel_scope.cancel()
+    listener.close()
+
+
+async def test_the_verbs_say_what_is_meant(placement: LocalPlacement, node: PlayedNode) -> None:
+    assert await placement.create(ORDER, timeout_s=5) == STATE
+    assert await placement.set_timeout(SetTimeout("iabc", 5, only_extend=True)) == STATE
+    assert await placement.list() == (STATE,)
+    await placement.kill("iabc", "killed")
+    assert node.asked == [ORDER, SetTimeout("iabc", 5, only_extend=True), KillSandbox("iabc", "killed")]
+
+
+async def test_an_error_of_the_node_arrives_as_itself(placement: LocalPlacement, node: PlayedNode) -> None:
+    with pytest.raises(SandboxNotFound, match="iother"):
+        await placement.kill("iother", "killed")
+
+
+async def test_a_watch_comes_up_then_tells_of_ends_then_is_over(
+    placement: LocalPlacement, node: PlayedNode
+) -> None:
+    async with aclosing(placement.watch()) as events:
+        assert [event async for event in events] == [LinkUp(), SandboxEnded("iabc", "timeout")]
+
+
+async def test_a_node_that_is_not_there_is_unavailable(placement: LocalPlacement) -> None:
+    with pytest.raises(Unavailable):
+        await placement.list()
+    with pytest.raises(Unavailable):
+        await anext(placement.watch())
+
+
+async def test_a_node_that_does_not_answer_is_late(placement: LocalPlacement, socket_path: Path) -> None:
+    listener = link.listen(socket_path, owner_uid=socket_path.parent.stat().st_uid)
+    with pytest.raises(DeadlineExceeded, match=r"create within 0\.01 s"):
+        await placement.create(ORDER, timeout_s=0.01)
+    listener.close()
+
+
+def test_one_node_takes_everything(socket_path: Path) -> None:
+    node = Node("local", socket_path)
+    assert choose_node([node], ORDER) is node
+    with pytest.raises(Unavailable):
+        choose_node([], ORDER)

@@ -1,0 +1,86 @@
+"""The file: migrations, modes, transactions."""
+
+import sqlite3
+import stat
+from contextlib import closing
+from datetime import UTC, datetime
+
+import anyio
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, func, insert, select
+
+from cloche_server.config import Config
+from cloche_server.store.schema import metadata, teams
+from cloche_server.store.store import Store
+from cloche_wire.errors import Unavailable
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def count_teams(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(teams)).scalar_one()
+
+
+def test_migrations_make_the_tables_of_the_schema(store: Store) -> None:
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    assert store.database.read_now(differences) == []
+
+
+def test_opening_twice_keeps_what_is_there(config: Config, store: Store) -> None:
+    uid = config.state_dir.stat().st_uid
+    again = Store.open(config.database, owner_uid=uid)
+    again.close()
+    assert store.keys.list() == []
+
+
+def test_only_the_owner_can_read_the_database(config: Config, store: Store) -> None:
+    store.keys.list()
+    assert stat.S_IMODE(config.database.parent.stat().st_mode) == 0o700
+    for path in config.database.parent.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_link_in_the_place_of_the_database_is_refused(config: Config) -> None:
+    config.database.parent.mkdir(parents=True)
+    config.database.symlink_to(config.state_dir / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        Store.open(config.database, owner_uid=0)
+    assert not (config.state_dir / "elsewhere").exists()
+
+
+def test_a_failing_transaction_leaves_nothing(store: Store) -> None:
+    def work(connection: Connection) -> None:
+        connection.execute(insert(teams).values(id="a", name="a", created_at=NOW))
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        store.database.write_now(work)
+    assert store.database.read_now(count_teams) == 0
+
+
+def test_the_log_is_write_ahead(config: Config, store: Store) -> None:
+    with closing(sqlite3.connect(config.database)) as other:
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.anyio
+async def test_many_writers_at_once_all_get_their_turn(store: Store) -> None:
+    async def add(number: int) -> None:
+        row = insert(teams).values(id=str(number), name=str(number), created_at=NOW)
+        await store.database.write(lambda connection: connection.execute(row).rowcount)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(100):
+            tasks.start_soon(add, number)
+    assert await store.database.read(count_teams) == 100
+
+
+def test_a_file_that_is_no_database_is_an_error_of_ours(config: Config) -> None:
+    config.database.parent.mkdir(parents=True)
+    config.database.write_bytes(b"x" * 4096)
+    with pytest.raises(Unavailable):
+        Store.open(config.database, owner_uid=config.state_dir.stat().st_uid)
