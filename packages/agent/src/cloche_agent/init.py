@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -39,6 +40,8 @@ class Sandbox:
     default_workdir: str | None = None
     sandbox_id: str = ""
     template_id: str = ""
+    bound: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the first `/init`: from here on the environment is known."""
 
     def authorized(self, token: str | None) -> bool:
         """Whether `token` is the sandbox's access token; compared in constant time."""
@@ -67,6 +70,7 @@ class Sandbox:
         if variables is not None or not self.env:
             identity = {"E2B_SANDBOX_ID": self.sandbox_id, "E2B_TEMPLATE_ID": self.template_id}
             self.env = {"E2B_SANDBOX": "true", **identity, **(variables or {})}
+        self.bound.set()
 
 
 def _text(settings: dict[str, object], name: str) -> str | None:

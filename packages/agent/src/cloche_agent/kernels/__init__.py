@@ -1,1 +1,1 @@
-"""The code interpreter: contexts, executions and their results."""
+"""The code interpreter: contexts, the processes that run their code, and the service on port 49999."""

@@ -1,0 +1,139 @@
+"""A context: a namespace that code runs in, with the kernel process that holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from cloche_agent.kernels.kernel import Kernel, KernelPlan, KernelStartError, start_kernel
+from cloche_agent.kernels.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from cloche_agent.init import Sandbox
+    from cloche_agent.process.spawn import Reaper
+
+DEFAULT_CWD = "/home/user"
+
+
+class _Attempt:
+    """One try to start a kernel, awaited by everybody who needs it."""
+
+    def __init__(self) -> None:
+        self.done = asyncio.Event()
+        self.failure = ""
+
+
+class Context:
+    """One context. Its runs take turns; runs of different contexts are parallel.
+
+    States: no kernel (at first, and after a restart or a reported death); kernel starting; kernel usable;
+    kernel dead (found so by the next run, which reports it); closed.
+    """
+
+    def __init__(
+        self,
+        language: str,
+        cwd: str,
+        sandbox: Sandbox,
+        reaper: Reaper,
+        tasks: asyncio.TaskGroup,
+        program: str,
+    ) -> None:
+        """Make the context; `begin` starts its kernel.
+
+        `language` is a normalised name, `cwd` the folder its code starts in, `program` that of the kernel
+        program; `tasks` outlives the context.
+        """
+        self.id = str(uuid4())
+        self.language = language
+        self.cwd = cwd
+        self.tasks = tasks
+        self.turn = asyncio.Lock()
+        self.is_closed = False
+        self._sandbox = sandbox
+        self._reaper = reaper
+        self._program = program
+        self._run_ids = count(1)
+        self._kernel: Kernel | None = None
+        self._attempt: _Attempt | None = None
+
+    @property
+    def sandbox_env(self) -> Mapping[str, str]:
+        """The sandbox's variables as they are now."""
+        return self._sandbox.env
+
+    def execute(self, code: str, variables: Mapping[str, str]) -> AsyncGenerator[bytes]:
+        """Event lines of one run, which starts when they are asked for."""
+        return Run(self, next(self._run_ids), code, variables).lines()
+
+    def begin(self) -> None:
+        """Start the kernel in the background, unless it runs or starts already."""
+        if self._kernel is None and self._attempt is None and not self.is_closed:
+            self._attempt = _Attempt()
+            self.tasks.create_task(self._start(self._attempt))
+
+    async def ready(self) -> Kernel:
+        """The kernel, started first where there is none.
+
+        Raises:
+            KernelStartError: It cannot be started. The next call tries again.
+        """
+        while self._kernel is None:
+            self.begin()
+            attempt = self._attempt
+            if attempt is None:
+                raise KernelStartError("the context was removed")
+            await attempt.done.wait()
+            if attempt.failure:
+                raise KernelStartError(attempt.failure)
+        return self._kernel
+
+    async def _start(self, attempt: _Attempt) -> None:
+        try:
+            plan = KernelPlan(self._program, self._sandbox.env, self.cwd)
+            self._kernel = await start_kernel(plan, self._reaper, self.tasks)
+            if self.is_closed:
+                self._kernel.kill("its context was removed")
+        except (KernelStartError, OSError) as error:
+            attempt.failure = str(error)
+        finally:
+            self._attempt = None
+            attempt.done.set()
+
+    async def take_lost(self) -> str:
+        """Why the kernel died while nothing ran, told once; empty when it did not."""
+        kernel = self._kernel
+        if kernel is None or kernel.is_usable:
+            return ""
+        reason = await kernel.wait_for_end("the kernel closed its connection")
+        self.forget(kernel)
+        return reason
+
+    def forget(self, kernel: Kernel) -> None:
+        """`kernel` is dead and somebody knows: the next run gets another one."""
+        if self._kernel is kernel:
+            self._kernel = None
+
+    async def restart(self) -> None:
+        """A fresh kernel, ready; a run in progress ends with an error.
+
+        Raises:
+            KernelStartError: It cannot be started.
+        """
+        if self._attempt is not None:
+            await self._attempt.done.wait()
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            kernel.kill("its restart was asked for")
+            await kernel.ended.wait()
+        await self.ready()
+
+    def close(self) -> None:
+        """End the kernel and refuse further runs; a run in progress ends with an error."""
+        self.is_closed = True
+        if self._kernel is not None:
+            self._kernel.kill("its context was removed")

@@ -1,0 +1,221 @@
+"""One kernel process: start it, talk to it, interrupt it, see how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, text_of
+from cloche_agent.process.spawn import SpawnRequest, spawn
+from cloche_agent.users import User, lookup
+from cloche_wire.errors import ClocheError, Unauthenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cloche_agent.process.spawn import Reaper
+
+START_DEADLINE_S = 60.0
+"""IPython starts in 0.3 s; this is for a cold disk and a machine that swaps."""
+_END_DEADLINE_S = 2.0
+_KERNEL_FD = 3
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LARGEST_LAST_WORDS_BYTES = 4096
+
+
+class KernelStartError(Exception):
+    """A kernel cannot start; the text is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """What a kernel is started with.
+
+    Attributes:
+        program: Folder of the kernel program, as seen from here.
+        python: Interpreter, looked for on PATH of `env`.
+        env: The sandbox's own variables.
+        cwd: Working folder; `~` is the account's home.
+    """
+
+    program: str
+    env: Mapping[str, str]
+    cwd: str
+    python: str = "python3"
+
+
+class Kernel:
+    """A running kernel. Made by `start_kernel`."""
+
+    def __init__(self, pid: int, channel: FrameChannel, sandbox_env: Mapping[str, str]) -> None:
+        """Take over a process that has just been started."""
+        self.pid = pid
+        self.channel = channel
+        self.sandbox_env = sandbox_env
+        """The sandbox's variables as the kernel knows them."""
+        self.ended = asyncio.Event()
+        self.end_reason = ""
+        """How the process ended, in words; empty before, unless we have killed it."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can take code: it lives, and its end of the connection is open."""
+        return not self.ended.is_set() and not self.channel.is_ended
+
+    async def watch(self, reaper: Reaper) -> None:
+        """Wait for the end of the process and note how it came; one caller only."""
+        status = await reaper.wait(self.pid)
+        self.end_reason = self.end_reason or f"the kernel {describe_end(status)}"
+        self.ended.set()
+        self.channel.end()
+
+    async def wait_for_end(self, otherwise: str) -> str:
+        """The reason of an end that its closed connection has announced; kills it where none comes."""
+        try:
+            async with asyncio.timeout(_END_DEADLINE_S):
+                await self.ended.wait()
+        except TimeoutError:
+            self.kill(otherwise)
+        return self.end_reason
+
+    def interrupt(self, *, everything: bool = False) -> None:
+        """SIGINT to the kernel; with `everything` also to the programs its cells have started.
+
+        Not to all at once: a server that an earlier cell left running must survive the interrupt of this one.
+        """
+        if not self.ended.is_set():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # SAFETY: the pid is the kernel's until the reaper has collected it, and `ended` is set in the
+                # same turn of the event loop; the session that spawn made has the pid as its group.
+                (os.killpg if everything else os.kill)(self.pid, signal.SIGINT)
+
+    def kill(self, because: str) -> None:
+        """End the process and what it started in its own group; `because` becomes the reason of its end."""
+        if not self.ended.is_set():
+            self.end_reason = self.end_reason or because
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # SAFETY: as in `interrupt`.
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskGroup) -> Kernel:
+    """Start a kernel and wait until it is ready.
+
+    Leaves: a watcher of the process in `watchers`; on failure no process.
+
+    Raises:
+        KernelStartError: The template lacks what it takes, the folder is missing, or it takes too long.
+    """
+    pid, ours, last_words = _launch(plan)
+    kernel = Kernel(pid, FrameChannel(ours), plan.env)
+    watchers.create_task(kernel.watch(reaper))
+    is_ready = False
+    try:
+        async with asyncio.timeout(START_DEADLINE_S):
+            kernel.channel.post({"cwd": plan.cwd, "env": environment(plan.env)})
+            greeting = await kernel.channel.receive()
+        is_ready = bool(greeting) and greeting[0].get("type") == "ready"
+        if is_ready:
+            return kernel
+        if greeting:
+            kind, message = text_of(greeting[0], "kind"), text_of(greeting[0], "message")
+            raise KernelStartError(_explain(kind, message[:2000], plan))
+        reason = await kernel.wait_for_end("the kernel closed its connection")
+        raise KernelStartError(f"{reason} before it was ready: {_read_last_words(last_words)}")
+    except TimeoutError as error:
+        raise KernelStartError(f"the kernel was not ready within {START_DEADLINE_S:.0f} s") from error
+    except KernelProtocolError as error:
+        raise KernelStartError(f"the kernel broke the protocol: {error}") from error
+    finally:
+        if not is_ready:
+            kernel.kill("it did not start")
+        os.close(last_words)
+
+
+def _launch(plan: KernelPlan) -> tuple[int, socket.socket, int]:
+    """Start the process: its pid, our end of the socket, and where its last words can be read."""
+    user = account()
+    ours, theirs = socket.socketpair()
+    words_read, words_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    argv = [plan.python, plan.program, str(_KERNEL_FD)]
+    # SAFETY: the only descriptor of ours the kernel gets is its end of this pair; spawn closes all others.
+    request = SpawnRequest(
+        argv, environment(plan.env), "/", user.uid, user.gid, user.groups,
+        stderr=words_write, pass_fds={_KERNEL_FD: theirs.fileno()},
+    )  # fmt: skip
+    try:
+        return spawn(request), ours, words_read
+    except ClocheError as error:
+        ours.close()
+        os.close(words_read)
+        raise KernelStartError(
+            f"{error.message}; code in Python needs python3 and IPython >= 8 in the template"
+        ) from error
+    finally:
+        theirs.close()
+        os.close(words_write)
+
+
+def _explain(kind: str, message: str, plan: KernelPlan) -> str:
+    match kind:
+        case "package":
+            return (
+                f"the template's {plan.python} has no package {message}; "
+                "code in Python needs IPython >= 8 (add `pip install ipython` to the template)"
+            )
+        case "cwd":
+            return f"Failed to set working directory: {message}"
+        case _:
+            return f"the kernel failed to start: {message}"
+
+
+def _read_last_words(descriptor: int) -> str:
+    try:
+        return os.read(descriptor, _LARGEST_LAST_WORDS_BYTES).decode("utf-8", "replace").strip()
+    except BlockingIOError:
+        return ""
+
+
+def account() -> User:
+    """Who runs the kernels: root, as in E2B's cloud; this process's own user where it is not root."""
+    if os.geteuid() != 0:
+        home = os.environ.get("HOME", "/")
+        return User(str(os.geteuid()), os.geteuid(), os.getegid(), home, "/bin/sh", ())
+    try:
+        return lookup("root")
+    except Unauthenticated:
+        return User("root", 0, 0, "/root", "/bin/sh", (0,))
+
+
+def environment(sandbox_env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a kernel: those of a login, then the sandbox's own."""
+    user = account()
+    return {
+        "PATH": os.environ.get("PATH", _DEFAULT_PATH),
+        "HOME": user.home,
+        "USER": user.name,
+        "LOGNAME": user.name,
+        "SHELL": user.shell,
+        "LANG": "C.UTF-8",
+        # Nobody can leave a pager here.
+        "PAGER": "cat",
+        "GIT_PAGER": "cat",
+        **sandbox_env,
+    }
+
+
+def describe_end(status: int) -> str:
+    """A raw wait status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"was killed by {name}" + (", perhaps for lack of memory" if number == signal.SIGKILL else "")
+    return f"ended with exit code {os.waitstatus_to_exitcode(status)}"

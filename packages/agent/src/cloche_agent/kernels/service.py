@@ -1,0 +1,222 @@
+"""The code interpreter on port 49999: routes of wire.md 4.
+
+`/execute` takes the sandbox's access token. The routes of contexts do not ask for it, because the official
+clients do not send it there, as in E2B's cloud; a wrong one is refused all the same. Where that is too open,
+the sandbox's traffic token closes the whole port at the edge. Before `/init` only `/health` answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, cast
+
+from cloche_agent.http import Request, Response, json_response
+from cloche_agent.kernels.contexts import DEFAULT_CWD, Context
+from cloche_agent.kernels.kernel import KernelStartError
+from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated, Unavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cloche_agent.init import Sandbox
+    from cloche_agent.process.spawn import Reaper
+
+LARGEST_BODY_BYTES = 16 << 20
+_ALIASES = {"js": "javascript", "ts": "typescript", "py": "python", "python3": "python"}
+_DEFAULT = "default"
+
+
+class InterpreterService:
+    """Contexts by id, and the routes to them. `run` must be running while `handle` is called."""
+
+    def __init__(self, sandbox: Sandbox, reaper: Reaper, kernel_path: str | Path) -> None:
+        """Remember what kernels need.
+
+        Args:
+            sandbox: Its token, and the environment of kernels.
+            reaper: Tells how kernels end; installed by the caller.
+            kernel_path: Folder of the kernel program.
+        """
+        self._sandbox = sandbox
+        self._reaper = reaper
+        self._kernel_path = str(kernel_path)
+        self._tasks: asyncio.TaskGroup | None = None
+        self._contexts: dict[str, Context] = {}
+        self._default: Context | None = None
+
+    async def run(self) -> None:
+        """Start the default context when `/init` has come; own the kernels until cancelled, then end them."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                await self._sandbox.bound.wait()
+                self._default_context().begin()
+                await asyncio.Event().wait()
+            finally:
+                self._tasks = None
+                for context in self._contexts.values():
+                    context.close()
+                self._contexts.clear()
+                self._default = None
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one request.
+
+        Raises:
+            Unauthenticated: Before `/init`, or the token is wrong, or missing where it is asked for.
+            InvalidArgument: The body is not what the route takes.
+            NotFound: No such route.
+        """
+        if request.path == "/health":
+            return json_response("OK")
+        token = request.headers.get("x-access-token")
+        is_open = request.path != "/execute" and token is None and self._sandbox.token is not None
+        if not is_open and not self._sandbox.authorized(token):
+            raise Unauthenticated("access token is missing or wrong")
+        match request.method, request.path.strip("/").split("/"):
+            case "POST", ["execute"]:
+                return await self.execute(request)
+            case "GET", ["contexts"]:
+                self._default_context()
+                return json_response([_described(context) for context in self._contexts.values()])
+            case "POST", ["contexts"]:
+                return await self._create(request)
+            case "POST", ["contexts", context_id, "restart"]:
+                return await self._restart(context_id)
+            case "DELETE", ["contexts", context_id]:
+                return self._remove(context_id)
+            case _:
+                raise NotFound("Not Found")
+
+    async def execute(self, request: Request) -> Response:
+        """`POST /execute`: run code and stream its events as lines of JSON (`run.py`, `results.py`)."""
+        fields = _object(await request.read(LARGEST_BODY_BYTES))
+        code = _text(fields, "code")
+        if code is None:
+            raise InvalidArgument("code is missing")
+        context_id, language = _text(fields, "context_id"), _text(fields, "language")
+        variables = _variables(fields)
+        if context_id and language:
+            return _plain(400, "Only one of context_id or language can be provided")
+        try:
+            context = self._find(context_id) if context_id else self._of_language(_normalised(language))
+            if context is None:
+                return _plain(404, f"Context {context_id} not found")
+            if not context.turn.locked():
+                await context.ready()
+        except KernelStartError as error:
+            return _plain(500, str(error))
+        headers = [("content-type", "application/json"), ("cache-control", "no-store")]
+        return Response(200, headers, context.execute(code, variables))
+
+    async def _create(self, request: Request) -> Response:
+        fields = _object(await request.read(LARGEST_BODY_BYTES))
+        language, cwd = _normalised(_text(fields, "language")), _text(fields, "cwd") or DEFAULT_CWD
+        self._default_context()  # first in every list
+        try:
+            context = self._made(language, cwd)
+        except KernelStartError as error:
+            return _plain(500, str(error))
+        try:
+            await context.ready()
+        except BaseException as error:
+            context.close()  # also when the client has gone: it never learned the id
+            if isinstance(error, KernelStartError):
+                return _plain(500, str(error))
+            raise
+        self._contexts[context.id] = context
+        return json_response(_described(context))
+
+    async def _restart(self, context_id: str) -> Response:
+        context = self._find(context_id)
+        if context is None:
+            return _plain(404, f"Context {context_id} not found")
+        try:
+            await context.restart()
+        except KernelStartError as error:
+            return _plain(500, f"Failed to restart context {context_id}: {error}")
+        return json_response(None)
+
+    def _remove(self, context_id: str) -> Response:
+        context = self._find(context_id)
+        if context is None:
+            return _plain(404, f"Context {context_id} not found")
+        context.close()
+        del self._contexts[context.id]
+        if context is self._default:
+            self._default = None  # the next one is made when it is needed
+        return json_response(None)
+
+    # --- contexts
+
+    def _find(self, context_id: str) -> Context | None:
+        if context_id == _DEFAULT:
+            return self._default_context()
+        return self._contexts.get(context_id)
+
+    def _of_language(self, language: str) -> Context:
+        _check_language(language)
+        return self._default_context()
+
+    def _default_context(self) -> Context:
+        if self._default is None:
+            self._default = self._made("python", DEFAULT_CWD)
+            self._contexts = {self._default.id: self._default, **self._contexts}
+        return self._default
+
+    def _made(self, language: str, cwd: str) -> Context:
+        if self._tasks is None:
+            raise Unavailable("the code interpreter is not running")
+        _check_language(language)
+        return Context(language, cwd, self._sandbox, self._reaper, self._tasks, self._kernel_path)
+
+
+def _check_language(language: str) -> None:
+    if language != "python":
+        raise KernelStartError(f"no kernel for language '{language}': this template runs python")
+
+
+def _normalised(language: str | None) -> str:
+    name = (language or "python").lower().strip()
+    return _ALIASES.get(name, name)
+
+
+def _described(context: Context) -> dict[str, str]:
+    return {"id": context.id, "language": context.language, "cwd": context.cwd}
+
+
+def _plain(status: int, text: str) -> Response:
+    return Response(status, [("content-type", "text/plain; charset=utf-8")], text.encode())
+
+
+# --- request bodies
+
+
+def _object(body: bytes) -> dict[str, object]:
+    try:
+        loaded: object = json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("body is not JSON") from error
+    if not isinstance(loaded, dict):
+        raise InvalidArgument("body is not a JSON object")
+    return cast("dict[str, object]", loaded)
+
+
+def _text(fields: dict[str, object], name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidArgument(f"not a string: {name}")
+
+
+def _variables(fields: dict[str, object]) -> dict[str, str]:
+    found = fields.get("env_vars")
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InvalidArgument("not an object: env_vars")
+    for name, value in cast("dict[str, object]", found).items():
+        if not name or "=" in name or "\0" in name or not isinstance(value, str) or "\0" in value:
+            raise InvalidArgument(f"not an environment variable: {name[:100]}")
+    return cast("dict[str, str]", found)
