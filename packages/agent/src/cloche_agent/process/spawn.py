@@ -15,8 +15,8 @@ import logging
 import os
 import signal
 import termios
-from collections.abc import Mapping  # noqa: TC003 - a field type of a dataclass
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from cloche_wire.errors import InvalidArgument, ResourceExhausted
@@ -54,6 +54,12 @@ class SpawnRequest:
     stderr: int | None = None
     pass_fds: Mapping[int, int] = field(default_factory=dict[int, int])
     controlling_tty: bool = False
+
+    def on(
+        self, stdin: int | None, stdout: int, stderr: int, *, controlling_tty: bool = False
+    ) -> SpawnRequest:
+        """The same program on these descriptors."""
+        return replace(self, stdin=stdin, stdout=stdout, stderr=stderr, controlling_tty=controlling_tty)
 
 
 def spawn(request: SpawnRequest) -> int:
@@ -241,6 +247,10 @@ class Reaper:
     def remove(self) -> None:
         """Give SIGCHLD back."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+
+    def is_running(self, pid: int) -> bool:
+        """Whether a child made by `spawn` is not collected yet, so that its pid is still its own."""
+        return pid in _unreaped
 
     async def wait(self, pid: int) -> int:
         """Raw wait status of a child made by `spawn`; may be called after its end, and by one caller only."""

@@ -1,0 +1,122 @@
+"""The agent as a program: PID 1 of a sandbox, or an ordinary process in tests.
+
+    python -m cloche_agent --envd-fd 3 --interpreter-fd 4 [--kernel-path FOLDER]
+
+As PID 1 it collects every orphan and no signal from inside ends it; the sandbox ends when the node kills it.
+Everything it will ever need is imported here, before the first request: later its own files may be hidden
+from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from cloche_agent.envd import envd_handler
+from cloche_agent.http import HttpServer, open_to_browsers
+from cloche_agent.init import Sandbox
+from cloche_agent.kernels.service import InterpreterService
+from cloche_agent.process.spawn import Reaper
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_KERNEL_PATH = "/.cloche/kernel/python_kernel"
+_PR_SET_DUMPABLE = 4
+_USAGE = "usage: cloche_agent --envd-fd N --interpreter-fd N [--kernel-path FOLDER]"
+
+
+class _Options(NamedTuple):
+    envd_fd: int
+    interpreter_fd: int
+    kernel_path: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until killed, or, when not PID 1, until SIGTERM; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        listeners = [_inherited(options.envd_fd), _inherited(options.interpreter_fd)]
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n{_USAGE}\n")
+        return 2
+    os.umask(0o022)
+    if os.getpid() == 1:
+        # SAFETY: the token lies in this memory; nothing in the sandbox may trace it or read it through /proc.
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    # What is imported stays: out of the collector's sight a fork also shares more of it.
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_serve(listeners[0], listeners[1], options.kernel_path))
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> _Options:
+    """By hand: argparse would be a tenth of this process's memory.
+
+    Raises:
+        ValueError: Not what `_USAGE` says.
+    """
+    known = {"--envd-fd": "", "--interpreter-fd": "", "--kernel-path": _DEFAULT_KERNEL_PATH}
+    for name, value in zip(arguments[::2], arguments[1::2], strict=False):
+        if name not in known:
+            raise ValueError(f"unknown option: {name}")
+        known[name] = value
+    if len(arguments) % 2:
+        raise ValueError(f"option without a value: {arguments[-1]}")
+    return _Options(int(known["--envd-fd"]), int(known["--interpreter-fd"]), known["--kernel-path"])
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    """A listening socket that whoever started us has left open for us.
+
+    Raises:
+        OSError: The descriptor is no socket.
+    """
+    # SAFETY: close-on-exec from here on, so that no program of the sandbox ever holds a listener.
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
+
+
+async def _serve(envd: socket.socket, interpreter: socket.socket, kernel_path: str) -> None:
+    sandbox = Sandbox()
+    reaper = Reaper()
+    reaper.install()
+    _take_signals()
+    kernels = InterpreterService(sandbox, reaper, kernel_path)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_keep_up(kernels))
+        tasks.create_task(HttpServer().serve(interpreter, open_to_browsers(kernels.handle)))
+        tasks.create_task(HttpServer().serve(envd, open_to_browsers(envd_handler(sandbox, reaper, tasks))))
+
+
+async def _keep_up(kernels: InterpreterService) -> None:
+    try:
+        await kernels.run()
+    except Exception:
+        log.exception("upkeep of the interpreter ended")  # files and processes are served all the same
+
+
+def _take_signals() -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # A handler that does nothing, not SIG_IGN: what is ignored stays so in every program that is started.
+        loop.add_signal_handler(number, (lambda: None) if os.getpid() == 1 else task.cancel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The listener that speaks envd: which path is served by what, and who may ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloche_agent.filesystem.service import FilesystemService
+from cloche_agent.filesystem.transfer import TransferRoutes
+from cloche_agent.http import Response, json_response
+from cloche_agent.init import handle_init
+from cloche_agent.metrics import Metrics
+from cloche_agent.process.service import ProcessService
+from cloche_agent.rpc import Router
+from cloche_wire.errors import NotFound, Unauthenticated
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from cloche_agent.http import Handler, Request
+    from cloche_agent.init import Sandbox
+    from cloche_agent.process.spawn import Reaper
+
+_RPC_PREFIXES = ("/process.Process/", "/filesystem.Filesystem/")
+
+
+def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> Handler:
+    """Everything of wire.md 3 as one handler.
+
+    Args:
+        sandbox: Whose token opens it; without one, all but /health and the first /init are refused.
+        reaper: Tells how processes ended.
+        tasks: Owner of what outlives a request.
+    """
+    router = Router()
+    ProcessService(sandbox, reaper, tasks).register(router)
+    FilesystemService(sandbox).register(router)
+    transfer = TransferRoutes(sandbox)
+    metrics = Metrics()
+
+    async def handle(request: Request) -> Response:
+        match request.path:
+            case "/health":
+                return Response(204, [("cache-control", "no-store")])
+            case "/init" if request.method == "POST":
+                return await handle_init(sandbox, request)
+            case "/files":
+                return await transfer.files(request)
+            case _:
+                pass
+        if not sandbox.authorized(request.headers.get("x-access-token")):
+            raise Unauthenticated("access token is missing or wrong")
+        match request.path:
+            case "/metrics":
+                return json_response(metrics.read())
+            case "/envs":
+                return json_response(sandbox.env)
+            case "/files/compose" if request.method == "POST":
+                return await transfer.compose(request)
+            case path if path.startswith(_RPC_PREFIXES):
+                return await router.handle(request)
+            case path:
+                raise NotFound(f"no such path: {path}")
+
+    return handle

@@ -1,0 +1,234 @@
+"""One process that was started over the wire: its input, its output, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from cloche_agent.process import terminal
+from cloche_agent.process.output import Output
+from cloche_agent.rpc import frame
+from cloche_wire.errors import Internal, InvalidArgument, NotFound
+from cloche_wire.messages.process import (
+    DataEvent,
+    EndEvent,
+    ProcessConfig,
+    ProcessEvent,
+    Signal,
+    StartResponse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche_agent.process.spawn import Reaper
+
+_PIPE_PIECE_BYTES = 32 * 1024
+_TERMINAL_PIECE_BYTES = 16 * 1024
+_SILENCE_S = 2.0
+"""How long the output must be silent, after the process ended, to take it that only something left running
+holds it open (`server &`). E2B waits for the end of the output however long that takes, and callers run into
+their time-out."""
+
+
+def event_frame(event: ProcessEvent) -> bytes:
+    """An event as the streams of Start and of Connect carry it: the two messages are alike."""
+    return frame(StartResponse(event=event))
+
+
+def _stdout_frame(piece: bytes) -> bytes:
+    return event_frame(ProcessEvent(data=DataEvent(stdout=piece)))
+
+
+def _stderr_frame(piece: bytes) -> bytes:
+    return event_frame(ProcessEvent(data=DataEvent(stderr=piece)))
+
+
+def _terminal_frame(piece: bytes) -> bytes:
+    return event_frame(ProcessEvent(data=DataEvent(pty=piece)))
+
+
+class RunningProcess:
+    """A process and our ends of its pipes or of its terminal.
+
+    Life: running, then exited (collected, output may still flow), then ended (the end event is out,
+        descriptors closed).
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        config: ProcessConfig,
+        tag: str | None,
+        *,
+        reaper: Reaper,
+        stdin: int | None = None,
+        terminal: int | None = None,
+    ) -> None:
+        """Take over a process that runs, and the descriptors of its input, which are set not to block."""
+        self.pid = pid
+        self.config = config
+        self.tag = tag
+        self.output = Output()
+        self.end: EndEvent | None = None
+        self._reaper = reaper
+        self._stdin = stdin
+        self._terminal = terminal
+        self._turn = asyncio.Lock()
+        self._writable = asyncio.Event()
+        self._deadline: asyncio.TimerHandle | None = None
+        if terminal is not None:
+            self.output.add(terminal, _TERMINAL_PIECE_BYTES, _terminal_frame, close=False)
+
+    def read_from(self, stdout: int, stderr: int) -> None:
+        """Take over the readable ends of its output pipes, which are set not to block."""
+        self.output.add(stdout, _PIPE_PIECE_BYTES, _stdout_frame)
+        self.output.add(stderr, _PIPE_PIECE_BYTES, _stderr_frame)
+
+    def kill_at(self, deadline: float) -> None:
+        """Kill it at that time of the event loop, whether or not anybody still listens."""
+        self._deadline = asyncio.get_running_loop().call_at(deadline, self._signal, signal.SIGKILL)
+
+    async def follow_to_end(self) -> None:
+        """Wait for its exit and for its output, then send the end event to all listeners.
+
+        Leaves: `end` set; input closed. Pipes that something else still holds are emptied as long as that
+            takes.
+        """
+        status = await self._reaper.wait(self.pid)
+        if self._deadline:
+            self._deadline.cancel()
+        self._close_stdin()
+        while True:
+            seen = self.output.pieces_read
+            try:
+                async with asyncio.timeout(_SILENCE_S):
+                    await self.output.wait_closed()
+                break
+            except TimeoutError:
+                if self.output.pieces_read == seen and not self.output.is_paused:
+                    break
+        self.end = _end_event(status)
+        self.output.broadcast(event_frame(ProcessEvent(end=self.end)))
+        self.output.end()
+        self._close_terminal()
+
+    def send_signal(self, number: int) -> None:
+        """Send SIGKILL or SIGTERM to the process and to what it runs in its process group.
+
+        The group and not only the process, as E2B does: killing a shell alone would leave the program it
+        waits for, which holds the output open.
+
+        Raises:
+            InvalidArgument: Another signal.
+            NotFound: It has exited already.
+        """
+        if number not in (Signal.SIGNAL_SIGKILL, Signal.SIGNAL_SIGTERM):
+            raise InvalidArgument(f"invalid signal: {number}")
+        if not self._signal(number):
+            raise NotFound(f"process with pid {self.pid} not found")
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Set the size of its terminal.
+
+        Raises:
+            InvalidArgument: It has none.
+        """
+        if self._terminal is None:
+            raise InvalidArgument("tty not assigned to process")
+        terminal.resize(self._terminal, cols, rows)
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Write to its stdin; returns when the pipe has taken everything.
+
+        Raises:
+            Internal: It has no stdin, or that is closed.
+        """
+        if self._terminal is not None:
+            raise Internal("tty assigned to process")
+        await self._write(lambda: self._stdin, data, "stdin is not open")
+
+    async def write_terminal(self, data: bytes) -> None:
+        """Write to its terminal.
+
+        Raises:
+            Internal: It has none, or has ended.
+        """
+        await self._write(lambda: self._terminal, data, "tty not assigned to process")
+
+    def close_stdin(self) -> None:
+        """Close its stdin; closing twice is no error.
+
+        Raises:
+            InvalidArgument: It runs on a terminal.
+        """
+        if self._terminal is not None:
+            raise InvalidArgument("cannot close stdin of a process on a terminal", hint="send Ctrl+D (0x04)")
+        self._close_stdin()
+
+    # ---
+
+    def _signal(self, number: int) -> bool:
+        # SAFETY: as long as the child is not collected its pid, which is also its group's id, is nobody
+        # else's.
+        if not self._reaper.is_running(self.pid):
+            return False
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def _write(self, target: Callable[[], int | None], data: bytes, closed: str) -> None:
+        rest = memoryview(data)
+        async with self._turn:
+            while rest:
+                descriptor = target()
+                if descriptor is None:
+                    raise Internal(closed)
+                try:
+                    rest = rest[os.write(descriptor, rest) :]
+                except BlockingIOError:
+                    await self._wait_writable(descriptor)
+                except OSError as error:
+                    raise Internal(
+                        f"cannot write to the process: {(error.strerror or '').lower()}"
+                    ) from error
+
+    async def _wait_writable(self, descriptor: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._writable.clear()
+        loop.add_writer(descriptor, self._writable.set)
+        try:
+            await self._writable.wait()
+        finally:
+            if descriptor in (self._stdin, self._terminal):
+                loop.remove_writer(descriptor)
+
+    def _close_stdin(self) -> None:
+        if self._stdin is not None:
+            self._release(self._stdin)
+            self._stdin = None
+
+    def _close_terminal(self) -> None:
+        if self._terminal is not None:
+            self.output.forget(self._terminal)
+            self._release(self._terminal)
+            self._terminal = None
+
+    def _release(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_writer(descriptor)
+        os.close(descriptor)
+        self._writable.set()
+
+
+def _end_event(status: int) -> EndEvent:
+    if os.WIFSIGNALED(status):
+        name = (signal.strsignal(os.WTERMSIG(status)) or f"signal {os.WTERMSIG(status)}").lower()
+        text = f"signal: {name}" + (" (core dumped)" if os.WCOREDUMP(status) else "")
+        return EndEvent(exit_code=-1, exited=False, status=text, error=text)
+    code = os.WEXITSTATUS(status)
+    text = f"exit status {code}"
+    return EndEvent(exit_code=code, exited=True, status=text, error=text if code else None)
