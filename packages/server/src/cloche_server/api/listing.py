@@ -2,7 +2,7 @@
 
 import base64
 from datetime import UTC, datetime
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -81,7 +81,7 @@ def check_limit(limit: int) -> int:
 
 
 def parse_metadata(text: str) -> dict[str, str]:
-    """Return the pairs of a metadata filter: `k=v&k2=v2`, where keys and values are URL-encoded once more.
+    """Return the pairs of a metadata filter: `k=v&k2=v2`, its keys and values URL-encoded twice.
 
     Raises:
         InvalidArgument: No such list.
@@ -96,9 +96,9 @@ def parse_metadata(text: str) -> dict[str, str]:
             errors="strict",
             max_num_fields=MAX_METADATA_PAIRS,
         )
+        return {unquote(key, errors="strict"): unquote(value, errors="strict") for key, value in pairs}
     except ValueError as error:
         raise InvalidArgument("metadata is not a list of encoded key=value pairs") from error
-    return dict(pairs)
 
 
 def encode_cursor(cursor: Cursor) -> str:
