@@ -79,7 +79,8 @@ async def call(path: Path, method: str, params: object, result_type: type[T], *,
 
     Raises:
         Unavailable: Nobody listens there, or the connection broke before the answer; the act may have been
-        done. ClocheError: Whatever the other side raised, as the same class.
+            done.
+        ClocheError: Whatever the other side raised, as the same class.
         TimeoutError: No answer in time.
     """
     answer, descriptors = await call_for_descriptors(path, method, params, timeout_s=timeout_s)
@@ -100,6 +101,8 @@ async def call_for_descriptors(
         try:
             await _send(connection, _Request(method, msgspec.Raw(msgspec.json.encode(params))))
             reply, descriptors = await _receive(connection)
+        except OSError as error:
+            raise Unavailable(f"{path.name} broke the connection: {method}: {error}") from error
         finally:
             connection.close()
     if reply is None:
@@ -245,14 +248,21 @@ async def _receive(connection: socket.socket) -> tuple[_Reply | None, list[int]]
 
 
 async def _receive_frame(connection: socket.socket) -> tuple[bytes | None, list[int]]:
+    """Read one frame and the descriptors that came with it; without a whole frame there are none."""
     descriptors: list[int] = []
-    head = await _receive_exactly(connection, 4, descriptors)
-    if head is None:
-        return None, descriptors
-    (length,) = struct.unpack(">I", head)
-    if length > MAX_FRAME_BYTES:
-        raise ConnectionError(f"frame of {length} bytes")
-    return await _receive_exactly(connection, length, descriptors), descriptors
+    body: bytes | None = None
+    try:
+        head = await _receive_exactly(connection, 4, descriptors)
+        if head is not None:
+            (length,) = struct.unpack(">I", head)
+            if length > MAX_FRAME_BYTES:
+                raise ConnectionError(f"frame of {length} bytes")
+            body = await _receive_exactly(connection, length, descriptors)
+    finally:
+        if body is None:
+            while descriptors:
+                socket.close(descriptors.pop())
+    return body, descriptors
 
 
 async def _receive_exactly(connection: socket.socket, length: int, descriptors: list[int]) -> bytes | None:
@@ -266,6 +276,8 @@ async def _receive_exactly(connection: socket.socket, length: int, descriptors: 
         except ConnectionError:
             return None
         descriptors.extend(received)
+        for descriptor in received:
+            os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 drops MSG_CMSG_CLOEXEC
         if not data:
             return None
         parts.append(data)
