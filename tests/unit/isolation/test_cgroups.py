@@ -1,0 +1,209 @@
+"""Control groups on folder trees that look like the kernel's."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from cloche_server.isolation import cgroups
+from cloche_server.isolation.base import ResourceLimits
+from cloche_wire.errors import Internal, Unavailable
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = ResourceLimits(cpu_count=2, memory_mib=64, pids=100)
+ID = "i" + "a" * 20
+
+SPLIT = """\
+30 23 0:26 / {root} ro,nosuid - tmpfs tmpfs ro,mode=755
+31 30 0:27 / {root}/unified rw - cgroup2 cgroup2 rw,nsdelegate
+32 30 0:28 / {root}/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct
+33 30 0:29 / {root}/memory rw shared:10 - cgroup cgroup rw,memory
+34 30 0:30 / {root}/pids rw shared:11 - cgroup cgroup rw,pids
+35 30 0:31 / {root}/systemd rw - cgroup cgroup rw,xattr,name=systemd
+"""
+UNIFIED = "30 23 0:26 / {root} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> cgroups.Hierarchy:
+    for name in ("unified", "cpu,cpuacct", "memory", "pids", "systemd"):
+        (tmp_path / name).mkdir()
+    return cgroups.detect(SPLIT.format(root=tmp_path))
+
+
+@pytest.fixture
+def unified(tmp_path: Path) -> cgroups.Hierarchy:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory hugetlb pids\n")
+    return cgroups.detect(UNIFIED.format(root=tmp_path))
+
+
+def test_hybrid_layout_is_used_by_its_controllers(split: cgroups.Hierarchy, tmp_path: Path) -> None:
+    assert isinstance(split, cgroups.VersionOne)
+    assert set(split.folders("g")) == {tmp_path / "memory/g", tmp_path / "pids/g", tmp_path / "cpu,cpuacct/g"}
+
+
+def test_shared_hierarchy_is_named_once(split: cgroups.Hierarchy) -> None:
+    assert len(split.folders("g")) == 3
+
+
+def test_pure_second_version_is_used(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
+    assert isinstance(unified, cgroups.VersionTwo)
+    assert unified.folders("g") == [tmp_path / "g"]
+
+
+def test_missing_controller_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
+    with pytest.raises(Unavailable, match="missing: pids"):
+        cgroups.detect(UNIFIED.format(root=tmp_path))
+    with pytest.raises(Unavailable, match="memory, pids, cpu"):
+        cgroups.detect("22 1 0:5 / / rw - ext4 /dev/vda rw\n")
+
+
+def test_second_version_hands_its_controllers_down(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
+    cgroups.SandboxGroups(unified, "cloche-0").prepare()
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+    assert (tmp_path / "cloche-0" / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+
+
+def test_limits_of_the_first_version_stand_when_the_files_to_enter_are_given(
+    split: cgroups.Hierarchy, tmp_path: Path
+) -> None:
+    groups = cgroups.SandboxGroups(split, "cloche-0")
+    groups.prepare()
+    files = groups.create(ID, LIMITS)
+    assert {path.name for path in files} == {"cgroup.procs"}
+    assert len(files) == 3
+    group = f"cloche-0/{ID}"
+    assert (tmp_path / "memory" / group / "memory.limit_in_bytes").read_text() == str(64 << 20)
+    assert (tmp_path / "pids" / group / "pids.max").read_text() == "100"
+    assert (tmp_path / "cpu,cpuacct" / group / "cpu.cfs_quota_us").read_text() == "200000"
+    assert (tmp_path / "cpu,cpuacct" / group / "cpu.cfs_period_us").read_text() == "100000"
+    assert not (tmp_path / "memory" / group / "memory.memsw.limit_in_bytes").exists()
+    assert not any(path.exists() for path in files)  # nobody was moved yet
+
+
+def test_limits_of_the_second_version(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
+    groups = cgroups.SandboxGroups(unified, "cloche-0")
+    groups.prepare()
+    assert groups.create(ID, LIMITS) == [tmp_path / "cloche-0" / ID / "cgroup.procs"]
+    folder = tmp_path / "cloche-0" / ID
+    assert (folder / "memory.max").read_text() == str(64 << 20)
+    assert (folder / "cpu.max").read_text() == "200000 100000"
+    assert (folder / "pids.max").read_text() == "100"
+
+
+def test_swap_is_limited_where_the_kernel_counts_it(split: cgroups.Hierarchy, tmp_path: Path) -> None:
+    group = tmp_path / "memory" / "g"
+    for path in split.folders("g"):
+        path.mkdir()
+    (group / "memory.memsw.limit_in_bytes").write_text("max")
+    split.limit("g", LIMITS)
+    assert (group / "memory.memsw.limit_in_bytes").read_text() == str(64 << 20)
+
+
+def test_limit_that_cannot_be_written_is_an_error_that_names_the_file(
+    split: cgroups.Hierarchy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, value: str) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    groups = cgroups.SandboxGroups(split, "cloche-0")
+    groups.prepare()
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(Internal, match=r"memory\.limit_in_bytes: Invalid argument"):
+        groups.create(ID, LIMITS)
+
+
+async def test_removal_is_idempotent_and_names_go_with_it(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
+    groups = cgroups.SandboxGroups(unified, "cloche-0")
+    (tmp_path / "cloche-0" / ID).mkdir(parents=True)
+    assert groups.names() == {ID}
+    await groups.remove(ID)
+    await groups.remove(ID)
+    assert groups.names() == set()
+
+
+async def test_half_made_group_is_removed(split: cgroups.Hierarchy, tmp_path: Path) -> None:
+    groups = cgroups.SandboxGroups(split, "cloche-0")
+    (tmp_path / "pids" / "cloche-0" / ID).mkdir(parents=True)
+    assert groups.names() == {ID}
+    await groups.remove(ID)
+    assert groups.names() == set()
+
+
+async def test_busy_group_is_tried_again(
+    unified: cgroups.Hierarchy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[Path] = []
+    real = Path.rmdir
+
+    def busy_twice(path: Path) -> None:
+        attempts.append(path)
+        if len(attempts) < 3:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path)
+
+    groups = cgroups.SandboxGroups(unified, "cloche-0")
+    (tmp_path / "cloche-0" / ID).mkdir(parents=True)
+    monkeypatch.setattr(Path, "rmdir", busy_twice)
+    await groups.remove(ID)
+    assert len(attempts) == 3
+
+
+async def test_group_that_cannot_be_removed_is_an_error(
+    unified: cgroups.Hierarchy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    groups = cgroups.SandboxGroups(unified, "cloche-0")
+    (tmp_path / "cloche-0" / ID).mkdir(parents=True)
+    monkeypatch.setattr(Path, "rmdir", refuse)
+    with pytest.raises(Internal, match="cannot remove the control group"):
+        await groups.remove(ID)
+
+
+def test_parent_stays_while_a_sandbox_is_left(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
+    groups = cgroups.SandboxGroups(unified, "cloche-0")
+    (tmp_path / "cloche-0" / ID).mkdir(parents=True)
+    groups.remove_parent()
+    assert (tmp_path / "cloche-0" / ID).exists()
+    (tmp_path / "cloche-0" / ID).rmdir()
+    groups.remove_parent()
+    assert not (tmp_path / "cloche-0").exists()
+
+
+def test_usage_is_read_from_either_version(split: cgroups.Hierarchy, tmp_path: Path) -> None:
+    for name, file, value in (
+        ("memory", "memory.usage_in_bytes", "4096"),
+        ("cpu,cpuacct", "cpuacct.usage", "2500000000"),
+        ("pids", "pids.current", "7"),
+    ):
+        folder = tmp_path / name / "cloche-0" / ID
+        folder.mkdir(parents=True)
+        (folder / file).write_text(f"{value}\n")
+    assert cgroups.SandboxGroups(split, "cloche-0").usage(ID) == (4096, 2.5, 7)
+
+
+def test_usage_of_the_second_version_finds_its_field(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
+    folder = tmp_path / "cloche-0" / ID
+    folder.mkdir(parents=True)
+    (folder / "memory.current").write_text("4096\n")
+    (folder / "pids.current").write_text("7\n")
+    (folder / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\nsystem_usec 2\n")
+    assert cgroups.SandboxGroups(unified, "cloche-0").usage(ID) == (4096, 1.5, 7)
+
+
+@pytest.mark.parametrize("version", ["split", "unified"])
+def test_usage_of_a_sandbox_that_is_gone_is_zero(version: str, request: pytest.FixtureRequest) -> None:
+    hierarchy: cgroups.Hierarchy = request.getfixturevalue(version)
+    assert cgroups.SandboxGroups(hierarchy, "cloche-0").usage(ID) == (0, 0.0, 0)
+
+
+def test_processes_are_collected_over_all_hierarchies(split: cgroups.Hierarchy, tmp_path: Path) -> None:
+    for name, pids in (("memory", "11\n12\n"), ("pids", "12\n13\n")):
+        folder = tmp_path / name / "cloche-0" / ID
+        folder.mkdir(parents=True)
+        (folder / "cgroup.procs").write_text(pids)
+    assert cgroups.SandboxGroups(split, "cloche-0").pids(ID) == {11, 12, 13}
