@@ -1,1 +1,88 @@
-"""placeholder."""
+"""Cloche's client: sandboxes for code you do not trust, on your own machine.
+
+from cloche import Sandbox
+
+with Sandbox.create() as sandbox:
+    print(sandbox.run_code("1 + 1").text)
+"""
+
+from __future__ import annotations
+
+from cloche._async.sandbox import AsyncSandbox
+from cloche._config import ConnectionOptions
+from cloche._sync.commands import CommandHandle
+from cloche._sync.files import WatchHandle, WriteEntry
+from cloche._sync.listing import SandboxPaginator
+from cloche._sync.sandbox import Sandbox
+from cloche.errors import (
+    ClocheError,
+    CommandExit,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotEnoughSpace,
+    NotFound,
+    PathNotFound,
+    ResourceExhausted,
+    SandboxNotFound,
+    SandboxNotRunning,
+    SandboxUnreachable,
+    TemplateNotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from cloche.models import (
+    CommandResult,
+    Context,
+    EntryInfo,
+    FilesystemEvent,
+    FilesystemEventType,
+    FileType,
+    ProcessInfo,
+    PtySize,
+    SandboxInfo,
+    SandboxQuery,
+    SandboxState,
+    WriteInfo,
+)
+from cloche_wire.execution import Execution, ExecutionError, Logs, OutputMessage, Result
+
+__all__ = [
+    "AsyncSandbox",
+    "ClocheError",
+    "CommandExit",
+    "CommandHandle",
+    "CommandResult",
+    "ConnectionOptions",
+    "Context",
+    "DeadlineExceeded",
+    "EntryInfo",
+    "Execution",
+    "ExecutionError",
+    "FileType",
+    "FilesystemEvent",
+    "FilesystemEventType",
+    "InvalidArgument",
+    "Logs",
+    "NotEnoughSpace",
+    "NotFound",
+    "OutputMessage",
+    "PathNotFound",
+    "ProcessInfo",
+    "PtySize",
+    "ResourceExhausted",
+    "Result",
+    "Sandbox",
+    "SandboxInfo",
+    "SandboxNotFound",
+    "SandboxNotRunning",
+    "SandboxPaginator",
+    "SandboxQuery",
+    "SandboxState",
+    "SandboxUnreachable",
+    "TemplateNotFound",
+    "Unauthenticated",
+    "Unavailable",
+    "WatchHandle",
+    "WriteEntry",
+    "WriteInfo",
+]
