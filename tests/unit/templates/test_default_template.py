@@ -11,7 +11,6 @@ import pytest
 
 from cloche_server.config import Config
 from cloche_server.templates import default, host_settings, manifest, recipe
-from cloche_server.templates.host_settings import HostSettings
 from cloche_server.templates.manifest import Manifest
 from cloche_server.templates.recipe import Recipe
 from cloche_wire.errors import Internal, NotEnoughSpace, PermissionDenied, Unavailable
@@ -63,22 +62,20 @@ def test_broken_manifest_is_named(tmp_path: Path) -> None:
 
 
 def test_finished_template_with_the_same_recipe_is_used_as_it_is(tmp_path: Path) -> None:
-    wanted = Recipe(host_settings.read())
+    wanted = Recipe(host_settings.extra_certificates())
     made = _write(tmp_path, "a", datetime(2026, 1, 1, tzinfo=UTC), wanted.hash)
     said: list[str] = []
     assert default.ensure(Config(templates=str(tmp_path)), said.append) == made
     assert said == []
 
 
-def test_recipe_changes_with_the_authorities_and_not_with_the_proxy() -> None:
-    plain = Recipe(HostSettings())
-    assert Recipe(HostSettings(certificates=(_CERTIFICATE % 1,))).hash != plain.hash
-    assert Recipe(HostSettings(proxies={"http_proxy": "http://proxy:3128"})).hash == plain.hash
+def test_recipe_changes_with_the_authorities_of_the_machine() -> None:
+    assert Recipe((_CERTIFICATE % 1,)).hash != Recipe().hash == Recipe().hash
 
 
 def test_programs_are_told_of_the_system_bundle_only_where_the_host_has_authorities() -> None:
-    assert "SSL_CERT_FILE" not in Recipe(HostSettings()).environment
-    environment = Recipe(HostSettings(certificates=(_CERTIFICATE % 1,))).environment
+    assert "SSL_CERT_FILE" not in Recipe().environment
+    environment = Recipe((_CERTIFICATE % 1,)).environment
     assert environment["NODE_EXTRA_CA_CERTS"] == recipe.SYSTEM_BUNDLE
 
 

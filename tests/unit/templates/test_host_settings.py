@@ -28,19 +28,16 @@ def test_authorities_beyond_the_packaged_ones_are_taken_once(tmp_path: Path) -> 
     (tmp_path / "local" / "own.crt").write_bytes(_SECOND)
     bundle = tmp_path / "bundle.pem"
     bundle.write_bytes(_FIRST + b"\n" + _SECOND.replace(b"\n", b"\r\n"))
-    settings = host_settings.read({"SSL_CERT_FILE": str(bundle), "HOME": str(tmp_path)})
-    assert settings.certificates == (_SECOND,)
+    assert host_settings.extra_certificates({"SSL_CERT_FILE": str(bundle)}) == (_SECOND,)
 
 
 def test_operator_can_keep_the_authorities_out(tmp_path: Path) -> None:
     (tmp_path / "local" / "own.crt").write_bytes(_SECOND)
-    settings = host_settings.read({"CLOCHE_TEMPLATE_HOST_CA": "no", "HOME": str(tmp_path)})
-    assert settings.certificates == ()
+    assert host_settings.extra_certificates({"CLOCHE_TEMPLATE_HOST_CA": "no"}) == ()
 
 
 def test_bundle_that_does_not_exist_is_no_error(tmp_path: Path) -> None:
-    settings = host_settings.read({"SSL_CERT_FILE": str(tmp_path / "none.pem"), "HOME": str(tmp_path)})
-    assert settings.certificates == ()
+    assert host_settings.extra_certificates({"SSL_CERT_FILE": str(tmp_path / "none.pem")}) == ()
 
 
 @pytest.mark.parametrize("url", ["file:///srv/wheels", "/srv/wheels", ""])

@@ -53,10 +53,7 @@ class StateLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._descriptor)
-            raise Conflict(
-                f"a server already runs on this state folder: {state_dir}",
-                hint="stop it with `cloche down`, or give this one another folder with --state",
-            ) from None
+            raise already_running(state_dir) from None
         self._identity = identify(os.getpid())
 
     def publish(self, *, host: str, port: int, domain: str, isolation: str, ready: bool) -> None:
@@ -70,6 +67,14 @@ class StateLock:
         """Give the lock back; the file stays, empty."""
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+
+def already_running(state_dir: Path) -> Conflict:
+    """Return the refusal of a second server."""
+    return Conflict(
+        f"a server already runs on this state folder: {state_dir}",
+        hint="stop it with `cloche down`, or give this one another folder with --state",
+    )
 
 
 def is_held(state_dir: Path) -> bool:

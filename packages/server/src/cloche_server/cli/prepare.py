@@ -12,7 +12,6 @@ import msgspec
 from cloche_server.cli import checks
 from cloche_server.config import API_UID
 from cloche_server.edge import tls
-from cloche_server.store.first_key import ensure_first_key
 from cloche_server.templates import default
 from cloche_wire.errors import NotEnoughSpace, PermissionDenied, Unavailable, UnsupportedOption
 
@@ -76,7 +75,7 @@ def _folder(path: Path, mode: int, owner: int = 0) -> None:
 
 
 def settle_isolation(config: Config) -> Config:
-    """Replace `auto` by a driver: the one written down at the first start, else the strongest that is healthy.
+    """Replace `auto` by a driver: the one written down at the first start, else the strongest healthy one.
 
     Leaves: the choice in STATE/isolation, so that a later start never falls to a weaker one in silence.
 
@@ -108,7 +107,13 @@ def ensure_template(config: Config, progress: Callable[[str], None]) -> None:
     default.ensure(config, progress)
 
 
-def ensure_secrets(config: Config) -> str | None:
-    """Make the first API key and the certificates; return the key when it is new."""
+def ensure_certificates(config: Config) -> None:
+    """Make the edge's certificates, or renew them."""
     tls.ensure_certificates(tls.folder(config), config.public_domain)
+
+
+def ensure_key(config: Config) -> str | None:
+    """Make the first API key where there is none; return it when it is new."""
+    from cloche_server.store.first_key import ensure_first_key  # takes a second to import, needed once
+
     return ensure_first_key(config)

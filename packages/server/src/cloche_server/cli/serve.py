@@ -13,7 +13,7 @@ import click
 
 from cloche_server import config as configuration
 from cloche_server.cli import logs, prepare
-from cloche_server.cli.lock import StateLock
+from cloche_server.cli.lock import StateLock, already_running, is_held
 from cloche_server.cli.output import explain, note, state_option
 from cloche_server.cli.supervisor import Supervisor
 from cloche_server.isolation import syscalls
@@ -46,29 +46,38 @@ def serve(*, detach: bool, **options: str | int | None) -> None:
 
 def _serve(config: Config) -> None:
     prepare.check_machine(config)
+    if is_held(config.state_dir):
+        raise already_running(config.state_dir)
     # SAFETY: before anything else that could mount: from here on no mount of ours, of the node's or of the
     # template builder's can reach the machine's own mount table.
     syscalls.enter_private_mounts()
     logs.configure("supervisor")
-    prepare.make_folders(config)
-    lock = StateLock(config.state_dir)
-    try:
-        with listen(config.host, config.port) as listener:
-            config = prepare.settle_isolation(config)
-            _publish(config, lock, ready=False)
-            prepare.ensure_template(config, note)
-            new_key = prepare.ensure_secrets(config)
-            log_dir = config.state_dir / "log" if os.environ.pop(_DETACHED, None) else None
+    with listen(config.host, config.port) as listener:
+        prepare.make_folders(config)
+        lock = StateLock(config.state_dir)
+        try:
+            _serve_locked(config, lock, listener)
+        finally:
+            lock.release()
 
-            def announce() -> None:
-                _publish(config, lock, ready=True)
-                _announce(config, new_key)
-                if log_dir is not None:
-                    _let_go_of_the_terminal(config)
 
-            Supervisor(config, listener, log_dir).run(announce)
-    finally:
-        lock.release()
+def _serve_locked(config: Config, lock: StateLock, listener: socket.socket) -> None:
+    config = prepare.settle_isolation(config)
+    _publish(config, lock, ready=False)
+    prepare.ensure_template(config, note)
+    prepare.ensure_certificates(config)
+    log_dir = config.state_dir / "log" if os.environ.pop(_DETACHED, None) else None
+    supervisor = Supervisor(config, listener, log_dir)
+    new_keys: list[str | None] = []
+
+    def announce() -> None:
+        _publish(config, lock, ready=True)
+        _announce(config, *new_keys)
+        if log_dir is not None:
+            _let_go_of_the_terminal(config)
+
+    # The key is made while the processes start: each of the two takes a second.
+    supervisor.run(lambda: new_keys.append(prepare.ensure_key(config)), announce)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -68,7 +68,7 @@ def ensure(config: Config, progress: Progress) -> Manifest:
         NotEnoughSpace: Less than `NEEDED_BYTES` are free; nothing was written.
         Unavailable: A tool is missing, or a registry does not answer; the message names it.
     """
-    wanted = Recipe(host_settings.read())
+    wanted = Recipe(host_settings.extra_certificates())
     if found := _finished(config.templates_dir, wanted):
         return found
     _check_prerequisites(config.templates_dir)
@@ -153,7 +153,7 @@ class _Build:
         self.rootfs = work / "rootfs"
         self.parts = work / "parts"
         self.recipe = wanted
-        self.settings = wanted.settings
+        self.settings = settings = host_settings.read()
         self.progress = progress
         self.lock = lock
         self.env = {
@@ -161,7 +161,7 @@ class _Build:
             "HOME": "/root",
             "LANG": "C.UTF-8",
             "DEBIAN_FRONTEND": "noninteractive",
-            **wanted.settings.proxies,
+            **settings.proxies,
         }
 
     def run(self) -> None:
@@ -230,9 +230,9 @@ class _Build:
         shutil.copyfile(recipe.CUSTOMIZE, inside / "customize.sh")
         lines = [f"{name}={value}\n" for name, value in self.recipe.environment.items()]
         (inside / "environment").write_text("".join(lines))
-        if self.settings.certificates:
+        if self.recipe.certificates:
             (inside / "certificates").mkdir()
-            for number, certificate in enumerate(self.settings.certificates):
+            for number, certificate in enumerate(self.recipe.certificates):
                 (inside / "certificates" / f"host-{number}.crt").write_bytes(certificate + b"\n")
         # SAFETY: all three mounts live in the command's own mount namespace and end with it.
         command = [*_OWN_NAMESPACES, "sh", "-ec", _CUSTOMIZE, "sh", str(self.rootfs)]

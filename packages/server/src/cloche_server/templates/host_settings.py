@@ -33,8 +33,6 @@ _COMMAND_TIMEOUT_S = 20
 class HostSettings(NamedTuple):
     """How packages are reached from here."""
 
-    certificates: tuple[bytes, ...] = ()
-    """Extra certificate authorities, one PEM block each."""
     proxies: Mapping[str, str] = {}
     """Proxy variables, in lower case."""
     pip_index_url: str | None = None
@@ -44,18 +42,14 @@ class HostSettings(NamedTuple):
 
 
 def read(environment: Mapping[str, str] | None = None) -> HostSettings:
-    """Return the settings of this machine.
+    """Return how this machine reaches its registries; asks apt and pip, which takes half a second.
 
     Args:
-        environment: Stands in for the process's own in tests. `CLOCHE_TEMPLATE_HOST_CA=no` leaves the
-        machine's
-            certificate authorities out; `CLOCHE_DEBIAN_MIRROR` and `CLOCHE_DEBIAN_SECURITY_MIRROR` name other
-            mirrors than Debian's own.
+        environment: Stands in for the process's own in tests. `CLOCHE_DEBIAN_MIRROR` and
+            `CLOCHE_DEBIAN_SECURITY_MIRROR` name other mirrors than Debian's own.
     """
     given = os.environ if environment is None else environment
-    wants_authorities = given.get("CLOCHE_TEMPLATE_HOST_CA", "yes").lower() not in {"no", "0", "false"}
     return HostSettings(
-        certificates=_extra_certificates(given) if wants_authorities else (),
         proxies=_proxies(given),
         pip_index_url=_pip_index_url(given),
         npm_registry=_npm_registry(given) or HostSettings().npm_registry,
@@ -70,8 +64,16 @@ def certificates_in(bundle: bytes) -> set[bytes]:
     return {block.replace(b"\r\n", b"\n") for block in _CERTIFICATE.findall(bundle)}
 
 
-def _extra_certificates(given: Mapping[str, str]) -> tuple[bytes, ...]:
-    """Authorities that this machine trusts beyond the ones its distribution ships."""
+def extra_certificates(environment: Mapping[str, str] | None = None) -> tuple[bytes, ...]:
+    """Return the authorities that this machine trusts beyond those its distribution ships, one PEM block each.
+
+    Args:
+        environment: Stands in for the process's own in tests. `CLOCHE_TEMPLATE_HOST_CA=no` says that
+            templates are to trust none of them.
+    """
+    given = os.environ if environment is None else environment
+    if given.get("CLOCHE_TEMPLATE_HOST_CA", "yes").lower() in {"no", "0", "false"}:
+        return ()
     files = [path for path in sorted(_LOCAL_AUTHORITIES.rglob("*")) if path.suffix in {".crt", ".pem"}]
     files += [Path(given[name]) for name in _BUNDLE_VARIABLES if given.get(name)]
     trusted: set[bytes] = set()

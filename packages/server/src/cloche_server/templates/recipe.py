@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from cloche_server.templates.host_settings import HostSettings
+from typing import NamedTuple
 
 TEMPLATE_ID = "codeinterpreterv1000"
 """Fixed, so that clients may keep it across machines and rebuilds."""
@@ -46,7 +43,8 @@ SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 class Recipe(NamedTuple):
     """Everything a build depends on."""
 
-    settings: HostSettings
+    certificates: tuple[bytes, ...] = ()
+    """Authorities of the machine it is made on, one PEM block each."""
     machine: str = platform.machine()
 
     @property
@@ -54,7 +52,7 @@ class Recipe(NamedTuple):
         """Variables of every process in the template's sandboxes."""
         variables = {"LANG": "C.UTF-8", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         variables["PIP_ROOT_USER_ACTION"] = "ignore"
-        if self.settings.certificates:
+        if self.certificates:
             # Programs that bring their own list of authorities; curl, git and apt use the system's anyway.
             names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PIP_CERT")
             variables |= dict.fromkeys(names, SYSTEM_BUNDLE)
@@ -62,9 +60,9 @@ class Recipe(NamedTuple):
 
     @property
     def hash(self) -> str:
-        """The same for the same result; proxies and mirrors leave no trace in a template and are left out."""
+        """The same for the same result; proxies and mirrors leave no trace in a template."""
         fixed = (FORMAT, SUITE, PACKAGES, NPM_VERSION, NPM_SHA512, self.machine)
         digest = hashlib.sha256(repr((fixed, sorted(self.environment.items()))).encode())
-        for content in (REQUIREMENTS.read_bytes(), CUSTOMIZE.read_bytes(), *self.settings.certificates):
+        for content in (REQUIREMENTS.read_bytes(), CUSTOMIZE.read_bytes(), *self.certificates):
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
