@@ -25,11 +25,11 @@ STEPS = [
     Step(f"{SERVER}/placement/policy.py", "choose_node", "Node"),
     Step(f"{SERVER}/node/create.py", "create", "driver"),
     Step(f"{SERVER}/isolation/base.py", "start", "listeners"),
-    Step(f"{AGENT}/init.py", "Sandbox", "token"),
+    Step(f"{AGENT}/init.py", "handle_init", "token"),
     Step(f"{SERVER}/edge/forward.py", "forward", "route"),
-    Step(f"{AGENT}/kernels/service.py", "execute", "results"),
-    Step(f"{AGENT}/kernels/results.py", "", "text/html"),
-    Step("packages/wire/src/cloche_wire/execution.py", "Execution", "end_of_execution"),
+    Step(f"{AGENT}/kernels/service.py", "execute", "run"),
+    Step(f"{AGENT}/kernels/python_kernel/shell.py", "run", "publish_result"),
+    Step("packages/wire/src/cloche_wire/execution.py", "parse_event", "end_of_execution"),
 ]
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cloche import CommandExitException, Sandbox
+from cloche import Sandbox
+from cloche.errors import CommandExit
 
 
 class Outcome(NamedTuple):
@@ -28,7 +29,7 @@ def run(sandbox: Sandbox, command: str, *, user: str = "user", timeout: float = 
     """Run a command as `user` and return how it ended."""
     try:
         done = sandbox.commands.run(command, user=user, timeout=timeout)
-    except CommandExitException as failed:
+    except CommandExit as failed:
         return Outcome(failed.exit_code, failed.stdout, failed.stderr)
     return Outcome(done.exit_code, done.stdout, done.stderr)
 
