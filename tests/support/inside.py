@@ -30,7 +30,7 @@ def run(sandbox: Sandbox, command: str, *, user: str = "user", timeout: float = 
     try:
         done = sandbox.commands.run(command, user=user, timeout=timeout)
     except CommandExit as failed:
-        return Outcome(failed.exit_code, failed.stdout, failed.stderr)
+        return Outcome(failed.exit_code, failed.stdout or "", failed.stderr or "")
     return Outcome(done.exit_code, done.stdout, done.stderr)
 
 

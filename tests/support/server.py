@@ -1,5 +1,6 @@
 """A real `cloche serve` for tests: on a free port, with a state folder of its own, ended in order."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,10 +10,13 @@ import sys
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from cloche_server import config as configuration
+from cloche_server import link
 from cloche_server.cli.env import variables
 from cloche_server.cli.lock import running_server
+from cloche_wire.errors import ClocheError
 from tests.support import capabilities
 from tests.support.waiting import until
 
@@ -120,7 +124,9 @@ class Server:
             raise AssertionError(f"the server is not running\n{self.tail()}")
         try:
             listed = self.request("GET", "/v2/sandboxes")
-        except (httpx.TransportError, FileNotFoundError):
+            # The api answers this one without the node, so the node is asked too.
+            asyncio.run(link.call(self.state / "run" / "node.sock", "list", {}, msgspec.Raw, timeout_s=2))
+        except (httpx.TransportError, FileNotFoundError, ClocheError, TimeoutError):
             return False
         return listed.status_code == 200
 
