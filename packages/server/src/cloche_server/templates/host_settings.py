@@ -65,7 +65,7 @@ def certificates_in(bundle: bytes) -> set[bytes]:
 
 
 def extra_certificates(environment: Mapping[str, str] | None = None) -> tuple[bytes, ...]:
-    """Return the authorities that this machine trusts beyond those its distribution ships, one PEM block each.
+    """Return the authorities this machine trusts beyond those its distribution ships, one PEM block each.
 
     Args:
         environment: Stands in for the process's own in tests. `CLOCHE_TEMPLATE_HOST_CA=no` says that
