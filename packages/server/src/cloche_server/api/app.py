@@ -61,14 +61,7 @@ def listen(config: Config) -> socket.socket:
 
 def app_of(control: ControlPlane) -> ASGIApp:
     """Return the application over parts that are already put together."""
-    routes = [
-        Route("GET", "/health", _health, public=True),
-        *ListingEndpoints(control).routes(),
-        *TemplateEndpoints(control).routes(),
-        *unserved_routes(),
-        *SandboxEndpoints(control).routes(),
-    ]
-    router = Router(routes, Authenticator(control.store.keys, control.clock))
+    router = Router(routes_of(control), Authenticator(control.store.keys, control.clock))
     # Open to every origin and without credentials: keys travel in a header that a page has to know.
     return CORSMiddleware(
         router,
@@ -78,6 +71,17 @@ def app_of(control: ControlPlane) -> ASGIApp:
         expose_headers=[NEXT_PAGE_HEADER, "Should-Retry", "Retry-After"],
         max_age=600,
     )
+
+
+def routes_of(control: ControlPlane) -> list[Route]:
+    """Return every route; of two that match a path, the first one is taken."""
+    return [
+        Route("GET", "/health", _health, public=True),
+        *ListingEndpoints(control).routes(),
+        *TemplateEndpoints(control).routes(),
+        *unserved_routes(),
+        *SandboxEndpoints(control).routes(),
+    ]
 
 
 async def _health(_: Call) -> Response:

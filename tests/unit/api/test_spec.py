@@ -1,0 +1,75 @@
+"""specs/control_plane.yaml says what is served, and answers are what it says."""
+
+from typing import Any
+
+import httpx
+import pytest
+from tests.fakes.control_plane import create
+from tests.support.openapi import load, misfits, resolve
+from tests.support.source import ROOT
+
+from cloche_server.api.app import routes_of
+from cloche_server.api.control import ControlPlane
+from cloche_server.api.unserved import unserved_routes
+
+SPEC = load(ROOT / "specs" / "control_plane.yaml")
+
+
+def operation(method: str, pattern: str) -> dict[str, Any]:
+    return SPEC["paths"][pattern][method.lower()]
+
+
+def test_the_text_names_exactly_the_routes_that_are_served(control: ControlPlane) -> None:
+    refused = {(route.method, route.pattern) for route in unserved_routes()}
+    served = {(route.method, route.pattern) for route in routes_of(control)} - refused
+    written = {(method.upper(), path) for path, methods in SPEC["paths"].items() for method in methods}
+    assert written == served
+
+
+CALLS: list[tuple[str, str, dict[str, object] | None]] = [
+    ("GET", "/health", None),
+    ("GET", "/v2/sandboxes", None),
+    ("GET", "/sandboxes", None),
+    ("POST", "/v2/sandboxes", {"templateID": "base", "network": {"allowPublicTraffic": False}}),
+    ("POST", "/sandboxes", {"templateID": "base"}),
+    ("POST", "/v2/sandboxes", {"templateID": "nope"}),
+    ("GET", "/sandboxes/{id}", None),
+    ("POST", "/sandboxes/{id}/timeout", {"timeout": 5}),
+    ("POST", "/sandboxes/{id}/timeout", {"timeout": 0}),
+    ("POST", "/sandboxes/{id}/refreshes", {}),
+    ("POST", "/v2/sandboxes/{id}/connect", {}),
+    ("POST", "/sandboxes/{id}/connect", {"timeout": 5}),
+    ("POST", "/sandboxes/{id}/resume", {}),
+    ("POST", "/sandboxes/{id}/pause", {}),
+    ("POST", "/sandboxes/{id}/fork", {}),
+    ("POST", "/sandboxes/{id}/snapshots", {}),
+    ("DELETE", "/sandboxes/{id}", None),
+    ("GET", "/templates", None),
+    ("GET", "/default-templates", None),
+    ("GET", "/v2/templates", None),
+    ("GET", "/templates/{id}", None),
+    ("GET", "/templates/aliases/{alias}", None),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("method", "pattern", "body"), CALLS)
+async def test_an_answer_fits_the_text(
+    client: httpx.AsyncClient, method: str, pattern: str, body: dict[str, object] | None
+) -> None:
+    made = await create(client, metadata={"a": "b"})
+    path = pattern.replace("{alias}", "base").replace("{id}", "base" if "template" in pattern else made)
+    answer = await client.request(method, path, json=body)
+    written = resolve(SPEC, operation(method, pattern)["responses"][str(answer.status_code)])
+    if "content" not in written:
+        assert answer.content == b""
+    else:
+        schema = written["content"]["application/json"]["schema"]
+        assert misfits(SPEC, schema, answer.json()) == []
+
+
+def test_the_check_finds_what_is_missing_wrong_or_too_much() -> None:
+    schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
+    assert misfits(SPEC, schema, {"a": 1}) == []
+    for wrong in ({}, {"a": True}, {"a": "1"}, {"a": 1, "b": 2}, [], None):
+        assert misfits(SPEC, schema, wrong)
