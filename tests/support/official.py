@@ -40,7 +40,7 @@ def run_suite(server: Server, report: Path) -> dict[str, str]:
     Returns:
         For every test, by `file::name`, what went wrong; "" when nothing did, "skipped: ..." when it was.
     """
-    argv = [str(interpreter()), "-m", "pytest", "-c", str(PROJECT / "pyproject.toml"), f"--rootdir={PROJECT}"]
+    argv = [str(interpreter()), "-m", "pytest", "-c", str(PROJECT / "suite.ini"), f"--rootdir={PROJECT}"]
     argv += ["-q", f"--junitxml={report}", "-o", "junit_family=xunit1", str(PROJECT / "suite")]
     done = subprocess.run(
         argv, env=client_env(server), cwd=PROJECT, capture_output=True, text=True, timeout=900, check=False
