@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import re
 import socket
 from contextlib import ExitStack
 from datetime import timedelta
@@ -13,6 +15,7 @@ import msgspec
 import structlog
 
 from cloche_server.config import EDGE_UID
+from cloche_server.ids import is_sandbox_id
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, kill
 from cloche_server.node.journal import Record
@@ -20,14 +23,15 @@ from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, SandboxState
 from cloche_wire.errors import (
     AlreadyExists,
-    ClocheError,
     Internal,
+    InvalidArgument,
     NotEnoughSpace,
     TemplateNotFound,
     Unavailable,
 )
 
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
+_BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
 _AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 log = structlog.get_logger()
@@ -49,31 +53,55 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
 
     Raises:
         Unavailable: The node is draining.
+        InvalidArgument: The request holds what the api should not have let through.
         TemplateNotFound: No finished build of that id lies here.
         ResourceExhausted: The limit of sandboxes is reached.
         Internal: A step failed; the message names it.
     """
     if machine.draining:
         raise Unavailable("the server is stopping")
+    _check(request)
     if request.sandbox_id in machine.live:
         raise AlreadyExists(f"sandbox exists: {request.sandbox_id}")
     template = _read_template(machine, request.build_id)
-    live = Live(_first_record(machine, request))
+    live = Live(_first_record(machine, request), builder=asyncio.current_task())
     machine.live[request.sandbox_id] = live
     try:
         machine.journal.write(live.record)
         await _build(machine, live, template)
         machine.move(live, "started")
-    except BaseException as error:
+        live.builder = None
+    except asyncio.CancelledError:
+        live.built.set()
+        if live.record.state == "creating":
+            raise  # the node itself ends: its next start undoes this
+        await live.gone.wait()
+        raise Unavailable("the sandbox was ended before it was ready") from None
+    except Exception as error:
+        live.builder = None
         await kill.end(machine, request.sandbox_id, "failed")
-        if isinstance(error, OSError):
-            raise _disk_error(error) from error
-        raise
+        told = _told(error)
+        if told is error:
+            raise
+        raise told from error
     machine.publish_route(live.record)
     machine.deadlines_changed.set()
     kill.watch(machine, live)
     log.info("sandbox.created", sandbox_id=request.sandbox_id, slot=live.record.slot)
     return live.record.public()
+
+
+def _check(request: CreateSandbox) -> None:
+    """Refuse what would become a path or a limit of another meaning.
+
+    The api checks all this too, but it is unprivileged and speaks with strangers; this process is root.
+    """
+    if not is_sandbox_id(request.sandbox_id):
+        raise InvalidArgument(f"not a sandbox id: {request.sandbox_id!r}")
+    if not _BUILD_ID.match(request.build_id):
+        raise InvalidArgument(f"not a build id: {request.build_id!r}")
+    if min(request.cpu_count, request.memory_mib) < 1 or request.timeout_s < 0:
+        raise InvalidArgument("cpu_count, memory_mib and timeout_s are counts")
 
 
 def _first_record(machine: Machine, request: CreateSandbox) -> Record:
@@ -93,9 +121,7 @@ def _first_record(machine: Machine, request: CreateSandbox) -> Record:
 async def _build(machine: Machine, live: Live, template: _Template) -> None:
     record = live.record
     request = record.request
-    live.network_namespace = await kill.in_thread(
-        machine.network.create, record.slot, online=request.allow_internet
-    )
+    namespace = await kill.in_thread(_make_network, machine, live)
     folder = machine.folder(request.sandbox_id)
     folder.mkdir(mode=0o700)
     with ExitStack() as stack:
@@ -110,7 +136,7 @@ async def _build(machine: Machine, live: Live, template: _Template) -> None:
             folder=folder,
             runtime_tree=machine.tree.path,
             limits=ResourceLimits(request.cpu_count, request.memory_mib, machine.config.limits.pids),
-            network_namespace=live.network_namespace,
+            network_namespace=namespace,
             listeners=tuple(listener.fileno() for listener in listeners),
             argv=machine.tree.argv("--envd-fd", "3", "--interpreter-fd", "4"),
             env={"PATH": _AGENT_PATH, "LANG": "C.UTF-8"},
@@ -130,6 +156,13 @@ async def _build(machine: Machine, live: Live, template: _Template) -> None:
         ),
         timeout_s=machine.config.limits.start_timeout_s,
     )
+
+
+def _make_network(machine: Machine, live: Live) -> int:
+    record = live.record
+    namespace = machine.network.create(record.slot, online=record.request.allow_internet)
+    live.network_namespace = namespace  # kept here: a result that comes after a cancellation would be lost
+    return namespace
 
 
 def _read_template(machine: Machine, build_id: str) -> _Template:
@@ -167,7 +200,9 @@ def _etc_files(machine: Machine, sandbox_id: str) -> dict[str, str]:
     }
 
 
-def _disk_error(error: OSError) -> ClocheError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _told(error: Exception) -> Exception:
+    """What the caller is told of a failed step."""
+    cause = error.__cause__ if isinstance(error, Internal) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return NotEnoughSpace("no space left for a sandbox", hint="free space in the state folder")
-    return Internal(f"cannot create the sandbox: {error}")
+    return Internal(f"cannot create the sandbox: {error}") if isinstance(error, OSError) else error

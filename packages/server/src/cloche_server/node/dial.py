@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 from cloche_server.isolation import syscalls
@@ -30,20 +31,32 @@ async def dial(machine: Machine, request: Dial) -> int:
         raise InvalidArgument(f"no such port: {request.port}")
     if live.network_namespace is None:
         raise SandboxNotFound(f"no such sandbox: {request.sandbox_id}")
-    for address in ("127.0.0.1", str(machine.block.address(live.record.slot))):
-        connection = await kill.in_thread(_socket_inside, live.network_namespace)
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                await asyncio.get_running_loop().sock_connect(connection, (address, request.port))
-        except OSError:  # TimeoutError is one
-            connection.close()
-        except BaseException:
-            connection.close()
-            raise
-        else:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return connection.detach()
+    # SAFETY: a descriptor of our own. The sandbox may end while we wait for a thread, and the number of its
+    # descriptor may then be that of another sandbox's namespace.
+    namespace = os.dup(live.network_namespace)
+    try:
+        for address in ("127.0.0.1", str(machine.block.address(live.record.slot))):
+            connection = await kill.in_thread(_socket_inside, namespace)
+            if await _connects(connection, (address, request.port)):
+                return connection.detach()
+    finally:
+        os.close(namespace)
     raise PortClosed(f"nothing listens on port {request.port}")
+
+
+async def _connects(connection: socket.socket, target: tuple[str, int]) -> bool:
+    """Whether the socket is connected now; it is closed otherwise."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_connect(connection, target)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:  # TimeoutError is one
+        connection.close()
+        return False
+    except BaseException:
+        connection.close()
+        raise
+    return True
 
 
 def _socket_inside(namespace: int) -> socket.socket:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -28,7 +29,14 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
     Half a step has no undo.
     """
-    return await asyncio.shield(asyncio.to_thread(function, *args, **kwargs))
+    step = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait({step})  # an undo must not begin while the step still runs
+        if not step.cancelled():
+            step.exception()  # marks it as seen; the cancellation is what is told
+        raise
 
 
 async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
@@ -49,12 +57,16 @@ async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
         with contextlib.suppress(OSError):
             machine.journal.write(live.record)
         machine.publish_gone(sandbox_id)
+        if live.builder is not None:
+            live.builder.cancel()
         machine.tasks.create_task(finish(machine, live))
     await live.gone.wait()
 
 
 async def finish(machine: Machine, live: Live) -> None:
     """Take away what is left of a sandbox that is ending, and tell everybody once it is gone."""
+    if live.builder is not None:
+        await live.built.wait()
     while True:
         try:
             await _remove(machine, live)

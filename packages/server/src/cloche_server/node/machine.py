@@ -31,6 +31,10 @@ class Live:
     record: Record
     network_namespace: int | None = None
     """Descriptor, for dialling its ports; None while it is being made."""
+    builder: asyncio.Task[object] | None = None
+    """The task that makes it, as long as a step of that may still leave something behind."""
+    built: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when no step of its making is under way any more."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when nothing of it is left."""
 

@@ -1,0 +1,211 @@
+"""A node without a kernel: the real verbs over a driver and a network that only remember."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloche_server.config import Config
+from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
+from cloche_server.node import create
+from cloche_server.node.journal import Journal
+from cloche_server.node.machine import Machine, Trash
+from cloche_server.node.messages import CreateSandbox
+from cloche_server.node.runtime_tree import RuntimeTree
+from cloche_server.node.slots import Block, Slots
+
+BUILD_ID = "11111111-2222-4333-8444-555555555555"
+
+
+class TurnedClock:
+    """A clock that stands until it is turned."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 1000.0
+        self.start = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def boot_s(self) -> float:
+        return self.elapsed_s
+
+    def now(self) -> datetime:
+        return self.start + timedelta(seconds=self.elapsed_s)
+
+
+class RememberingNetwork:
+    """Remembers which slots have a network; a namespace is any descriptor."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, bool] = {}
+
+    def create(self, slot: int, *, online: bool) -> int:
+        self.slots[slot] = online
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def remove(self, slot: int) -> None:
+        self.slots.pop(slot, None)
+
+    def leftovers(self) -> set[int]:
+        return set(self.slots)
+
+
+class RememberingDriver:
+    """Remembers what runs. Its agent answers every request with one status."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, ProcessIdentity] = {}
+        self.specs: list[SandboxSpec] = []
+        self.status = b"204 No Content"
+        self.failures: list[Exception] = []
+        self.refusals: list[Exception] = []
+        self.starting: asyncio.Event = asyncio.Event()
+        self.go_on: asyncio.Event = asyncio.Event()
+        self.go_on.set()
+        self.ended: dict[int, asyncio.Event] = {}
+        self._servers: dict[str, asyncio.Server] = {}
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(name="remembering", shares_host_kernel=True)
+
+    def prepare(self) -> None:
+        return
+
+    async def start(self, spec: SandboxSpec) -> ProcessIdentity:
+        self.specs.append(spec)
+        self.starting.set()
+        await self.go_on.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        init = ProcessIdentity(100_000 + len(self.specs), 1, "boot")
+        listener = socket.socket(fileno=os.dup(spec.listeners[0]))
+        self._servers[spec.sandbox_id] = await asyncio.start_unix_server(self._answer, sock=listener)
+        self.running[spec.sandbox_id] = init
+        self.ended[init.pid] = asyncio.Event()
+        return init
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if self.status:
+            writer.write(b"HTTP/1.1 " + self.status + b"\r\n\r\n")
+        writer.close()
+
+    async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.exit(sandbox_id)
+
+    def exit(self, sandbox_id: str) -> None:
+        """End a sandbox's init."""
+        init = self.running.pop(sandbox_id, None)
+        if init is not None:
+            self.ended[init.pid].set()
+            self._servers.pop(sandbox_id).close()
+
+    def is_alive(self, init: ProcessIdentity) -> bool:
+        return init in self.running.values()
+
+    async def wait(self, init: ProcessIdentity) -> None:
+        if init.pid in self.ended:
+            await self.ended[init.pid].wait()
+
+    def usage(self, sandbox_id: str) -> Usage:
+        return Usage(0, 0.0, 0)
+
+    def leftovers(self) -> set[str]:
+        return set(self.running)
+
+    def close(self) -> None:
+        return
+
+
+@dataclass
+class Node:
+    """A machine and the parts that tests look into."""
+
+    state: Path
+    clock: TurnedClock = field(default_factory=TurnedClock)
+    network: RememberingNetwork = field(default_factory=RememberingNetwork)
+    driver: RememberingDriver = field(default_factory=RememberingDriver)
+    limit: int = 10
+
+    @contextlib.asynccontextmanager
+    async def _serving(self, *, dies: bool) -> AsyncIterator[Machine]:
+        for name in ("sandboxes", "run/agents"):
+            (self.state / name).mkdir(parents=True, exist_ok=True)
+        try:
+            async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+                machine = Machine(
+                    config=Config(state=str(self.state)),
+                    clock=self.clock,
+                    driver=self.driver,
+                    block=Block(0, -1),
+                    slots=Slots(self.limit),
+                    network=self.network,  # type: ignore[arg-type] - the same verbs
+                    journal=Journal(self.state / "node" / "journal"),
+                    tree=RuntimeTree(self.state / "runtime" / "tree"),
+                    tasks=tasks,
+                    trash=Trash(self.state / "trash"),
+                    boot_id="boot",
+                )
+                emptying = tasks.create_task(machine.trash.empty_for_ever())
+                yield machine
+                if dies:
+                    raise asyncio.CancelledError
+                emptying.cancel()
+                for sandbox_id in list(self.driver.running):
+                    self.driver.exit(sandbox_id)
+        except asyncio.CancelledError:
+            if not dies:
+                raise
+
+    def machine(self, *, dies: bool = False) -> AbstractAsyncContextManager[Machine]:
+        """A machine over the parts, as after each start of the node.
+
+        What still runs ends with it, unless it dies: then it stops in its tracks and all stays as it is.
+        """
+        return self._serving(dies=dies)
+
+    def remains(self) -> dict[str, Any]:
+        """All that is left of sandboxes, by kind; empty when nothing is."""
+        found = {
+            "running": set(self.driver.running),
+            "networks": set(self.network.slots),
+            "folders": {path.name for path in self.state.glob("sandboxes/*")},
+            "sockets": {path.name for path in self.state.glob("run/agents/*")},
+            "records": {path.name for path in self.state.glob("node/journal/*")},
+        }
+        return {kind: names for kind, names in found.items() if names}
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    """A node with one template. Its path is short, since sockets lie in it."""
+    monkeypatch.setattr(create, "EDGE_UID", os.geteuid())
+    state = Path(tempfile.mkdtemp(prefix="n"))
+    template = state / "templates" / BUILD_ID
+    template.mkdir(parents=True)
+    (template / "manifest.json").write_text('{"rootfs": "rootfs", "env": {"LANG": "C", "A": "template"}}')
+    yield Node(state)
+    shutil.rmtree(state)
+
+
+def request_for(letter: str = "a", **changes: Any) -> CreateSandbox:
+    """A create request; the letter makes its id."""
+    fields: dict[str, Any] = {
+        "sandbox_id": "i" + letter * 20,
+        "team_id": "team",
+        "template_id": "base",
+        "build_id": BUILD_ID,
+        "timeout_s": 60,
+        "access_token": "token",
+    }
+    return CreateSandbox(**(fields | changes))
