@@ -1,0 +1,187 @@
+"""The agent as a child process behind Unix sockets, and a small client of it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cloche_wire import connect
+
+TOKEN = "the-token-of-this-sandbox"
+STREAM_DEADLINE_S = 20
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class StreamError(Exception):
+    """The error in the last envelope of a stream."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("agent", timeout=STREAM_DEADLINE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(STREAM_DEADLINE_S)
+        self.sock.connect(str(self._path))
+
+
+class Stream:
+    """One open server stream: messages as they come."""
+
+    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        self._connection = connection
+        self._response = response
+
+    def __iter__(self) -> Generator[dict[str, Any], None, None]:
+        while True:
+            head = self._response.read(5)
+            if len(head) < 5:
+                raise ConnectionError("stream ends without its last envelope")
+            body = json.loads(self._response.read(int.from_bytes(head[1:], "big")))
+            if not head[0] & connect.FLAG_END_STREAM:
+                yield body
+                continue
+            if "error" in body:
+                raise StreamEnd(body["error"]["code"], body["error"]["message"])
+            return
+
+    def close(self) -> None:
+        self._response.close()
+        self._connection.close()
+
+
+class Agent:
+    def __init__(self, socket_path: Path, pid: int) -> None:
+        self.socket_path = socket_path
+        self.pid = pid
+        self.token: str | None = TOKEN
+
+    def connection(self) -> http.client.HTTPConnection:
+        return _UnixConnection(self.socket_path)
+
+    def request(self, method: str, target: str, body: Any = None, **headers: str) -> Answer:
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.token is not None:
+            fields.setdefault("X-Access-Token", self.token)
+        with contextlib.closing(self.connection()) as connection:
+            connection.request(method, target, body, fields, encode_chunked=hasattr(body, "__next__"))
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+
+    def call(self, method: str, message: dict[str, Any], **headers: str) -> Answer:
+        return self.request(
+            "POST", f"/{method}", json.dumps(message), Content_Type=connect.UNARY_JSON, **headers
+        )
+
+    def stream(self, method: str, *messages: dict[str, Any], **headers: str) -> Stream:
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        body = b"".join(connect.encode_envelope(0, json.dumps(message).encode()) for message in messages)
+        connection = self.connection()
+        connection.request(
+            "POST",
+            f"/{method}",
+            body,
+            {"Content-Type": connect.STREAM_JSON, "X-Access-Token": TOKEN, **fields},
+        )
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        return Stream(connection, response)
+
+    def start(self, *argv: str, headers: dict[str, str] | None = None, **fields: Any) -> Stream:
+        config = {"cmd": argv[0], "args": list(argv[1:]), **fields.pop("process", {})}
+        return self.stream("process.Process/Start", {"process": config, **fields}, **(headers or {}))
+
+    def run(self, *argv: str, headers: dict[str, str] | None = None, **fields: Any) -> Result:
+        return collect(self.start(*argv, headers=headers, **{"stdin": False, **fields}))
+
+
+class Result(NamedTuple):
+    pid: int
+    stdout: bytes
+    stderr: bytes
+    pty: bytes
+    end: dict[str, Any]
+
+
+def collect(stream: Stream) -> Result:
+    """Everything of one process's stream; fails when anything comes before the start or after the end."""
+    pid = 0
+    end: dict[str, Any] = {}
+    output = {"stdout": bytearray(), "stderr": bytearray(), "pty": bytearray()}
+    with contextlib.closing(stream):
+        for message in stream:
+            event = message["event"]
+            assert not end, f"after the end: {event}"
+            if "start" in event:
+                pid = event["start"]["pid"]
+            assert pid, f"before the start: {event}"
+            for name, data in event.get("data", {}).items():
+                output[name] += base64.b64decode(data)
+            end = event.get("end", end)
+    return Result(pid, bytes(output["stdout"]), bytes(output["stderr"]), bytes(output["pty"]), end)
+
+
+def _listener(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(64)
+    return listener
+
+
+@contextlib.contextmanager
+def running_agent(folder: Path, *, initialise: bool = True) -> Generator[Agent]:
+    """An agent of its own; ends with it."""
+    envd, interpreter = _listener(folder / "envd.sock"), _listener(folder / "interpreter.sock")
+    with envd, interpreter:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "cloche_agent", "--envd-fd", str(envd.fileno()), "--interpreter-fd",
+             str(interpreter.fileno()), "--kernel-path", str(folder)],
+            pass_fds=(envd.fileno(), interpreter.fileno()),
+        )  # fmt: skip
+    try:
+        agent = Agent(folder / "envd.sock", child.pid)
+        if initialise:
+            settings = {
+                "accessToken": TOKEN,
+                "envVars": {"FROM_SANDBOX": "1", "OVERRIDDEN": "sandbox"},
+                "defaultUser": own_name(),
+                "defaultWorkdir": str(folder),
+                "sandboxId": "isandbox",
+                "templateId": "template",
+            }
+            assert agent.request("POST", "/init", json.dumps(settings)).status == 204
+        yield agent
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+
+
+def own_name() -> str:
+    lines = (line.split(":") for line in Path("/etc/passwd").read_text().splitlines())
+    return next(fields[0] for fields in lines if fields[2] == str(os.geteuid()))
