@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypedDict
 from urllib.parse import urlsplit
 
-from cloche.errors import InvalidArgument, Unauthenticated
+from cloche.errors import InvalidArgument, Unauthenticated, UnsupportedOption
 
 DEFAULT_API_URL: Final = "http://127.0.0.1:3000"
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
@@ -80,7 +80,11 @@ def resolve(options: ConnectionOptions) -> Connection:
     Raises:
         Unauthenticated: There is no API key.
         InvalidArgument: A URL is not an absolute http(s) URL.
+        UnsupportedOption: An option that does not exist: it must not be dropped silently.
     """
+    unknown = sorted(set(options) - ConnectionOptions.__optional_keys__)
+    if unknown:
+        raise UnsupportedOption(f"unknown option: {unknown[0]}", hint="see cloche.ConnectionOptions")
     api_key = options.get("api_key") or _variable("API_KEY")
     if not api_key:
         raise Unauthenticated(

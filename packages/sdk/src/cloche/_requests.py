@@ -49,6 +49,8 @@ MAX_LINE_BYTES: Final = 256 * 1024 * 1024
 RETRIES: Final = 3
 MAX_RETRY_WAIT_S: Final = 10.0
 
+_STATE_COLUMN: Final = 3
+_LISTEN: Final = "0A"
 _USER_AGENT: Final = f"cloche-python/{metadata.version('cloche')} python/{platform.python_version()}"
 _ERROR_OF_STATUS: Final[dict[int, type[ClocheError]]] = {
     400: InvalidArgument,
@@ -112,7 +114,7 @@ def rpc_headers(content_type: str, user: str | None, timeout_s: float | None) ->
 
 
 def create_body(
-    template: str | None,
+    template: str,
     timeout: int | None,
     metadata: Mapping[str, str] | None,
     envs: Mapping[str, str] | None,
@@ -120,7 +122,7 @@ def create_body(
 ) -> dict[str, Any]:
     """Body of `POST /v2/sandboxes`."""
     body: dict[str, Any] = {
-        "templateID": template or DEFAULT_TEMPLATE,
+        "templateID": template,
         "metadata": dict(metadata or {}),
         "envVars": dict(envs or {}),
     }
@@ -252,6 +254,16 @@ def json_body(value: object) -> bytes:
 def path_part(text: str) -> str:
     """Return the text as one part of a path, whatever it holds."""
     return quote(text, safe="")
+
+
+def listening_ports(proc_net_tcp: str) -> set[int]:
+    """Return the ports with a listener, from the text of `/proc/net/tcp` and `/proc/net/tcp6`."""
+    rows = [line.split() for line in proc_net_tcp.splitlines()]
+    return {
+        int(row[1].rpartition(":")[2], 16)
+        for row in rows
+        if len(row) > _STATE_COLUMN and row[_STATE_COLUMN] == _LISTEN
+    }
 
 
 def file_params(path: str, user: str | None) -> dict[str, str]:

@@ -29,6 +29,11 @@ def new_http(connection: Connection) -> httpx.AsyncClient:
     )
 
 
+async def sleep(seconds: float) -> None:
+    """Wait."""
+    await anyio.sleep(seconds)
+
+
 class Client:
     """Speaks to the control plane. Closing only drops idle connections: the next request opens new ones."""
 
@@ -99,7 +104,7 @@ class Client:
             if wait_s is None:
                 raise _requests.api_error(response.status_code, response.content, missing=missing)
             attempt += 1
-            await anyio.sleep(wait_s)
+            await sleep(wait_s)
 
     async def send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
         """Send a request and name the failures of the way.

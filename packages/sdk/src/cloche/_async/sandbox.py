@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self, Unpack
+from typing import ClassVar, Self, Unpack
 
 from cloche import _config, _requests
-from cloche._async.client import Client, Session
+from cloche._async.client import Client, Session, sleep
 from cloche._async.commands import Commands
 from cloche._async.files import Files
 from cloche._async.interpreter import AsyncCodeInterpreter
@@ -20,6 +21,8 @@ from cloche._requests import SandboxRecord
 from cloche.errors import NotFound, SandboxNotFound, TemplateNotFound
 from cloche.models import SandboxInfo, SandboxQuery
 from cloche_wire.hostname import format_host
+
+PORT_POLL_S = 0.05
 
 
 async def _connect_by_id(
@@ -39,9 +42,10 @@ async def _kill_by_id(
         return await _killed(client, sandbox_id)
 
 
-async def _set_timeout_by_id(
+async def set_timeout_by_id(
     _owner: type[AsyncSandbox], sandbox_id: str, timeout: int, **options: Unpack[ConnectionOptions]
 ) -> None:
+    """Let the sandbox with that id live `timeout` seconds from now; see `AsyncSandbox.set_timeout`."""
     async with Client(_config.resolve(options)) as client:
         await _timeout_set(client, sandbox_id, timeout)
 
@@ -55,6 +59,8 @@ async def _info_by_id(
 
 class AsyncSandbox(AsyncCodeInterpreter):
     """A machine of its own for code that is not trusted. Used as a context manager it ends with the block."""
+
+    default_template: ClassVar[str] = _requests.DEFAULT_TEMPLATE
 
     def __init__(self, client: Client, record: SandboxRecord) -> None:
         """Speak to the sandbox of this record; use `create` or `connect` to get one."""
@@ -104,7 +110,9 @@ class AsyncSandbox(AsyncCodeInterpreter):
             Unavailable: The server cannot be reached.
         """
         client = Client(_config.resolve(options))
-        body = _requests.create_body(template, timeout, metadata, envs, allow_internet_access)
+        body = _requests.create_body(
+            template or cls.default_template, timeout, metadata, envs, allow_internet_access
+        )
         return cls.of(client, await new_sandbox(client, body, idempotency_key))
 
     async def _connect_self(self, timeout: int | None = None, **options: Unpack[ConnectionOptions]) -> Self:
@@ -137,7 +145,7 @@ class AsyncSandbox(AsyncCodeInterpreter):
 
     connect = Either(_connect_by_id, _connect_self)
     kill = Either(_kill_by_id, _kill_self)
-    set_timeout = Either(_set_timeout_by_id, _set_own_timeout)
+    set_timeout = Either(set_timeout_by_id, _set_own_timeout)
     get_info = Either(_info_by_id, _own_info)
 
     @staticmethod
@@ -192,6 +200,30 @@ class AsyncSandbox(AsyncCodeInterpreter):
     async def is_running(self, request_timeout: float | None = None) -> bool:
         """Whether it runs and answers."""
         return await self._session.is_running(request_timeout)
+
+    async def wait_for_port(self, port: int, timeout: float = 5.0) -> bool:
+        """Wait until something in the sandbox listens on a TCP port.
+
+        Looks at the sandbox's own table of sockets, so that no server sees a connection it did not expect.
+
+        Args:
+            port: The port.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether something listens.
+
+        Raises:
+            SandboxNotRunning: The sandbox has ended.
+        """
+        over_at = time.monotonic() + timeout
+        while True:
+            tables = await self._commands.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null; true")
+            if port in _requests.listening_ports(tables.stdout):
+                return True
+            if time.monotonic() >= over_at:
+                return False
+            await sleep(PORT_POLL_S)
 
     def get_host(self, port: int) -> str:
         """Return the public name of one of its ports, to be used as `https://{host}`."""

@@ -30,6 +30,11 @@ def new_http(connection: Connection) -> httpx.Client:
     )
 
 
+def sleep(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
 class Client:
     """Speaks to the control plane. Closing only drops idle connections: the next request opens new ones."""
 
@@ -100,7 +105,7 @@ class Client:
             if wait_s is None:
                 raise _requests.api_error(response.status_code, response.content, missing=missing)
             attempt += 1
-            time.sleep(wait_s)
+            sleep(wait_s)
 
     def send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
         """Send a request and name the failures of the way.

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self, Unpack
+from typing import ClassVar, Self, Unpack
 
 from cloche import _config, _requests
-from cloche._sync.client import Client, Session
+from cloche._sync.client import Client, Session, sleep
 from cloche._sync.commands import Commands
 from cloche._sync.files import Files
 from cloche._sync.interpreter import CodeInterpreter
@@ -21,6 +22,8 @@ from cloche._requests import SandboxRecord
 from cloche.errors import NotFound, SandboxNotFound, TemplateNotFound
 from cloche.models import SandboxInfo, SandboxQuery
 from cloche_wire.hostname import format_host
+
+PORT_POLL_S = 0.05
 
 
 def _connect_by_id(
@@ -40,9 +43,10 @@ def _kill_by_id(
         return _killed(client, sandbox_id)
 
 
-def _set_timeout_by_id(
+def set_timeout_by_id(
     _owner: type[Sandbox], sandbox_id: str, timeout: int, **options: Unpack[ConnectionOptions]
 ) -> None:
+    """Let the sandbox with that id live `timeout` seconds from now; see `Sandbox.set_timeout`."""
     with Client(_config.resolve(options)) as client:
         _timeout_set(client, sandbox_id, timeout)
 
@@ -56,6 +60,8 @@ def _info_by_id(
 
 class Sandbox(CodeInterpreter):
     """A machine of its own for code that is not trusted. Used as a context manager it ends with the block."""
+
+    default_template: ClassVar[str] = _requests.DEFAULT_TEMPLATE
 
     def __init__(self, client: Client, record: SandboxRecord) -> None:
         """Speak to the sandbox of this record; use `create` or `connect` to get one."""
@@ -105,7 +111,9 @@ class Sandbox(CodeInterpreter):
             Unavailable: The server cannot be reached.
         """
         client = Client(_config.resolve(options))
-        body = _requests.create_body(template, timeout, metadata, envs, allow_internet_access)
+        body = _requests.create_body(
+            template or cls.default_template, timeout, metadata, envs, allow_internet_access
+        )
         return cls.of(client, new_sandbox(client, body, idempotency_key))
 
     def _connect_self(self, timeout: int | None = None, **options: Unpack[ConnectionOptions]) -> Self:
@@ -138,7 +146,7 @@ class Sandbox(CodeInterpreter):
 
     connect = Either(_connect_by_id, _connect_self)
     kill = Either(_kill_by_id, _kill_self)
-    set_timeout = Either(_set_timeout_by_id, _set_own_timeout)
+    set_timeout = Either(set_timeout_by_id, _set_own_timeout)
     get_info = Either(_info_by_id, _own_info)
 
     @staticmethod
@@ -193,6 +201,30 @@ class Sandbox(CodeInterpreter):
     def is_running(self, request_timeout: float | None = None) -> bool:
         """Whether it runs and answers."""
         return self._session.is_running(request_timeout)
+
+    def wait_for_port(self, port: int, timeout: float = 5.0) -> bool:
+        """Wait until something in the sandbox listens on a TCP port.
+
+        Looks at the sandbox's own table of sockets, so that no server sees a connection it did not expect.
+
+        Args:
+            port: The port.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether something listens.
+
+        Raises:
+            SandboxNotRunning: The sandbox has ended.
+        """
+        over_at = time.monotonic() + timeout
+        while True:
+            tables = self._commands.run("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null; true")
+            if port in _requests.listening_ports(tables.stdout):
+                return True
+            if time.monotonic() >= over_at:
+                return False
+            sleep(PORT_POLL_S)
 
     def get_host(self, port: int) -> str:
         """Return the public name of one of its ports, to be used as `https://{host}`."""
