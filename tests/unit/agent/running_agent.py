@@ -68,7 +68,7 @@ class Stream:
                 yield body
                 continue
             if "error" in body:
-                raise StreamEnd(body["error"]["code"], body["error"]["message"])
+                raise StreamError(body["error"]["code"], body["error"]["message"])
             return
 
     def close(self) -> None:
