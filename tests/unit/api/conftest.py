@@ -31,8 +31,18 @@ def config(tmp_path: Path) -> Config:
     return made
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A new database, made once: the migrations take longer than most tests."""
+    path = tmp_path_factory.mktemp("db") / "new.sqlite3"
+    Store.open(path, owner_uid=path.parent.stat().st_uid).close()
+    return path.read_bytes()
+
+
 @pytest.fixture
-def store(config: Config) -> Iterator[Store]:
+def store(config: Config, migrated: bytes) -> Iterator[Store]:
+    config.database.parent.mkdir()
+    config.database.write_bytes(migrated)
     opened = Store.open(config.database, owner_uid=config.state_dir.stat().st_uid)
     yield opened
     opened.close()

@@ -9,10 +9,12 @@ import anyio
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, func, insert, select
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, func, insert, select, text
 
 from cloche_server.config import Config
-from cloche_server.store.schema import metadata, teams
+from cloche_server.store.schema import VERSION, metadata, teams
+from cloche_server.store.session import MIGRATIONS
 from cloche_server.store.store import Store
 from cloche_wire.errors import Unavailable
 
@@ -28,6 +30,17 @@ def test_migrations_make_the_tables_of_the_schema(store: Store) -> None:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
     assert store.database.read_now(differences) == []
+
+
+def test_the_version_is_that_of_the_newest_migration() -> None:
+    assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [VERSION]
+
+
+def test_a_database_of_a_later_version_is_refused(config: Config, store: Store) -> None:
+    later = text("UPDATE alembic_version SET version_num = '9999'")
+    store.database.write_now(lambda connection: connection.execute(later).rowcount)
+    with pytest.raises(Unavailable, match="version"):
+        store.database.migrate()
 
 
 def test_opening_twice_keeps_what_is_there(config: Config, store: Store) -> None:

@@ -19,6 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
+VERSION = "0001"
+"""Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
 

@@ -14,11 +14,10 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
+from cloche_server.store.schema import VERSION
 from cloche_wire.errors import NotEnoughSpace, Unavailable
 
 LOCK_WAIT_MS = 2000
@@ -73,8 +72,24 @@ class Database:
                 return work(connection)
 
     def migrate(self) -> None:
-        """Bring the tables to this version's shape; a no-op when they are."""
-        config = AlembicConfig()
+        """Bring the tables to this version's shape; a no-op when they are.
+
+        Raises:
+            Unavailable: A later version of the server has worked on them, or they cannot be read.
+        """
+        found = self.read_now(_version)
+        if found == VERSION:
+            return
+        if found is not None and found > VERSION:
+            raise Unavailable(
+                f"the database is of a later version: {found}",
+                hint="run that version, or take another --state",
+            )
+        # Imported here, since it takes longer than all the rest of a start.
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
 
         def upgrade(connection: Connection) -> None:
@@ -105,6 +120,13 @@ def prepare_file(path: Path, owner_uid: int) -> None:
             os.fchown(descriptor, owner_uid, owner_uid)
     finally:
         os.close(descriptor)
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    return None if found is None else str(found)
 
 
 def _make_engine(path: Path) -> Engine:
