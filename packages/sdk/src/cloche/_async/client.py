@@ -319,7 +319,7 @@ class MessageStream(Generic[M]):
     async def _read(self) -> AsyncIterator[M]:
         decoder = connect.EnvelopeDecoder(_requests.MAX_MESSAGE_BYTES)
         try:
-            async for chunk in self._response.aiter_raw():
+            async for chunk in self._response.aiter_bytes():
                 for envelope in decoder.feed(chunk):
                     if not envelope.is_end:
                         yield proto_json.decode(self._answer, envelope.data)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -80,7 +80,7 @@ class AsyncCodeInterpreter:
         execution = Execution()
         callbacks = (on_stdout, on_stderr, on_result, on_error)
         response = await self._open_execution(body, limit_s, request_timeout)
-        over_at = None if limit_s is None else time.monotonic() + limit_s
+        over_at = None if limit_s is None else monotonic() + limit_s
         decoder = LineDecoder(_requests.MAX_LINE_BYTES)
         try:
             async for chunk in response.aiter_bytes():
@@ -90,7 +90,7 @@ class AsyncCodeInterpreter:
                         await _apply(execution, event, *callbacks)
                     if isinstance(event, EndOfExecution):
                         return execution
-                if over_at is not None and time.monotonic() > over_at:
+                if over_at is not None and monotonic() > over_at:
                     raise _time_is_over()
         except httpx.ReadTimeout as error:
             raise _time_is_over() from error
@@ -112,11 +112,13 @@ class AsyncCodeInterpreter:
         """
         given = {"cwd": cwd, "language": language}
         body = {name: text for name, text in given.items() if text}
-        return _context(await self._call("POST", "/contexts", body, request_timeout))
+        response = await self._call("POST", "/contexts", body, request_timeout)
+        return _context(response.json())
 
     async def list_code_contexts(self, request_timeout: float | None = None) -> list[Context]:
         """Return all contexts."""
-        return [_context(item) for item in await self._call("GET", "/contexts", None, request_timeout)]
+        response = await self._call("GET", "/contexts", None, request_timeout)
+        return [_context(item) for item in response.json()]
 
     async def remove_code_context(self, context: Context | str, request_timeout: float | None = None) -> None:
         """End a context and its kernel.
@@ -158,7 +160,7 @@ class AsyncCodeInterpreter:
 
     async def _call(
         self, method: str, path: str, body: dict[str, Any] | None, request_timeout: float | None
-    ) -> Any:  # noqa: ANN401 - decoded JSON
+    ) -> httpx.Response:
         response = await self._session.request(
             method,
             path,
@@ -169,7 +171,7 @@ class AsyncCodeInterpreter:
         )
         if not response.is_success:
             raise _requests.api_error(response.status_code, response.content)
-        return response.json()
+        return response
 
 
 async def _apply(

@@ -320,7 +320,7 @@ class MessageStream(Generic[M]):
     def _read(self) -> Iterator[M]:
         decoder = connect.EnvelopeDecoder(_requests.MAX_MESSAGE_BYTES)
         try:
-            for chunk in self._response.iter_raw():
+            for chunk in self._response.iter_bytes():
                 for envelope in decoder.feed(chunk):
                     if not envelope.is_end:
                         yield proto_json.decode(self._answer, envelope.data)

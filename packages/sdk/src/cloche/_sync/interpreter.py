@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -81,7 +81,7 @@ class CodeInterpreter:
         execution = Execution()
         callbacks = (on_stdout, on_stderr, on_result, on_error)
         response = self._open_execution(body, limit_s, request_timeout)
-        over_at = None if limit_s is None else time.monotonic() + limit_s
+        over_at = None if limit_s is None else monotonic() + limit_s
         decoder = LineDecoder(_requests.MAX_LINE_BYTES)
         try:
             for chunk in response.iter_bytes():
@@ -91,7 +91,7 @@ class CodeInterpreter:
                         _apply(execution, event, *callbacks)
                     if isinstance(event, EndOfExecution):
                         return execution
-                if over_at is not None and time.monotonic() > over_at:
+                if over_at is not None and monotonic() > over_at:
                     raise _time_is_over()
         except httpx.ReadTimeout as error:
             raise _time_is_over() from error
@@ -113,11 +113,13 @@ class CodeInterpreter:
         """
         given = {"cwd": cwd, "language": language}
         body = {name: text for name, text in given.items() if text}
-        return _context(self._call("POST", "/contexts", body, request_timeout))
+        response = self._call("POST", "/contexts", body, request_timeout)
+        return _context(response.json())
 
     def list_code_contexts(self, request_timeout: float | None = None) -> list[Context]:
         """Return all contexts."""
-        return [_context(item) for item in self._call("GET", "/contexts", None, request_timeout)]
+        response = self._call("GET", "/contexts", None, request_timeout)
+        return [_context(item) for item in response.json()]
 
     def remove_code_context(self, context: Context | str, request_timeout: float | None = None) -> None:
         """End a context and its kernel.
@@ -159,7 +161,7 @@ class CodeInterpreter:
 
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None, request_timeout: float | None
-    ) -> Any:  # noqa: ANN401 - decoded JSON
+    ) -> httpx.Response:
         response = self._session.request(
             method,
             path,
@@ -170,7 +172,7 @@ class CodeInterpreter:
         )
         if not response.is_success:
             raise _requests.api_error(response.status_code, response.content)
-        return response.json()
+        return response
 
 
 def _apply(
