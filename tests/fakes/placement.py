@@ -8,7 +8,7 @@ import anyio
 from cloche_server.clock import Clock
 from cloche_server.node.messages import CreateSandbox, EndReason, SandboxEnded, SandboxState, SetTimeout
 from cloche_server.placement.base import LinkUp
-from cloche_wire.errors import ClocheError, SandboxNotFound
+from cloche_wire.errors import ClocheError, SandboxNotFound, Unavailable
 
 
 class FakePlacement:
@@ -23,6 +23,7 @@ class FakePlacement:
         """Raised by every verb while set."""
         self.fails_after_create: ClocheError | None = None
         """Raised by `create` once the sandbox is there: the link broke before the answer."""
+        self.unkillable: set[str] = set()
         self.gate: anyio.Event | None = None
         """`create` waits for it."""
         self.asked = anyio.Event()
@@ -49,6 +50,8 @@ class FakePlacement:
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> None:
         self._fail()
+        if sandbox_id in self.unkillable:
+            raise Unavailable(f"cannot end: {sandbox_id}")
         if self.alive.pop(sandbox_id, None) is None:
             raise SandboxNotFound(f"no such sandbox: {sandbox_id}")
         self.killed.append((sandbox_id, reason))

@@ -53,6 +53,19 @@ async def test_what_a_dead_api_was_making_is_killed_and_ended(
     assert not await control.store.liveness.alive()
 
 
+async def test_one_that_cannot_be_killed_yet_holds_nothing_else_up(
+    client: httpx.AsyncClient, control: ControlPlane, placement: FakePlacement
+) -> None:
+    stuck, dead = await leave_creating(client, control), await create(client)
+    placement.unkillable.add(stuck)
+    del placement.alive[dead]
+    await reconcile(control)
+    assert dict(await control.store.liveness.alive()) == {stuck: "creating"}
+    placement.unkillable.clear()
+    await reconcile(control)
+    assert not await control.store.liveness.alive()
+
+
 async def test_what_is_being_made_is_left_alone(
     client: httpx.AsyncClient, control: ControlPlane, placement: FakePlacement
 ) -> None:

@@ -28,7 +28,7 @@ from cloche_server.placement.local import LocalPlacement
 from cloche_server.placement.policy import Node
 from cloche_server.store.store import Store
 
-STOP_TIMEOUT_S = 10
+STOP_TIMEOUT_S = 5
 """How long requests that have begun may go on after SIGTERM."""
 MAX_HEAD_BYTES = 32 * 1024
 

@@ -43,11 +43,10 @@ async def reconcile(control: ControlPlane) -> None:
     left = [sandbox for sandbox in unmade if after.get(sandbox) == "creating"]
     lost = [sandbox for sandbox, state in before.items() if state == "running" and sandbox not in alive]
     orphans = [sandbox for sandbox in alive if sandbox not in after]
-    for sandbox in {*orphans, *left}:
-        await _kill_leftover(control, sandbox)
-    now = control.clock.now()
-    await control.store.liveness.end(lost, "lost", now)
-    await control.store.liveness.end(left, "failed", now)
+    # First what costs nothing, so that a kill that takes long keeps no dead sandbox in a listing.
+    await control.store.liveness.end(lost, "lost", control.clock.now())
+    gone = {sandbox for sandbox in (*orphans, *left) if await _kill_leftover(control, sandbox)}
+    await control.store.liveness.end(gone.intersection(left), "failed", control.clock.now())
     if lost or left or orphans:
         log.info("api.reconciled", lost=lost, left=left, orphans=orphans)
 
@@ -86,9 +85,14 @@ async def _take_event(control: ControlPlane, event: LinkUp | SandboxEnded) -> No
                 log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)
 
 
-async def _kill_leftover(control: ControlPlane, sandbox_id: str) -> None:
+async def _kill_leftover(control: ControlPlane, sandbox_id: str) -> bool:
+    """Whether it is gone; if not, the next comparison tries again."""
     try:
         await control.placement.kill(sandbox_id, "failed")
     except SandboxNotFound:
-        return
+        return True
+    except ClocheError as error:
+        log.warning("sandbox.leftover_stays", sandbox_id=sandbox_id, error=str(error))
+        return False
     log.info("sandbox.leftover_killed", sandbox_id=sandbox_id)
+    return True
