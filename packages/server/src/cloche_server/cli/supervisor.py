@@ -76,6 +76,7 @@ class Supervisor:
         """
         self._config = config
         self._listener = listener
+        self._log_dir = log_dir
         self._logs = {name: BoundedFile(log_dir / f"{name}.log") for name in NAMES} if log_dir else {}
         self._children = {name: _Child(name) for name in NAMES}
         self._selector = selectors.DefaultSelector()
@@ -168,7 +169,9 @@ class Supervisor:
             return
         log.warning("supervisor.process_ended", name=child.name, status=status)
         if status == component.CANNOT_RUN and not self._is_ready:
-            raise Unavailable(f"the {child.name} cannot run on this machine; its reason stands in its log")
+            where = self._log_dir / f"{child.name}.log" if self._log_dir else "the log above"
+            hint = f"its reason is the last line of {where}"
+            raise Unavailable(f"the {child.name} cannot run on this machine", hint=hint)
         now_s = time.monotonic()
         if now_s - child.started_at_s >= STEADY_S:
             child.restarts = 0

@@ -1,0 +1,57 @@
+"""One server for each state folder, and other commands learn from the lock file who it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cloche_server.cli import lock
+from cloche_server.cli.lock import StateLock
+from cloche_wire.errors import Conflict, NotFound
+
+
+def _publish(held: StateLock, **changes: object) -> None:
+    values: dict[str, object] = {"host": "127.0.0.1", "port": 3000, "domain": "d", "isolation": "container"}
+    held.publish(**{**values, "ready": True, **changes})  # type: ignore[arg-type]
+
+
+def test_second_server_on_the_same_folder_is_refused_with_advice(tmp_path: Path) -> None:
+    held = StateLock(tmp_path)
+    with pytest.raises(Conflict, match="already runs") as caught:
+        StateLock(tmp_path)
+    assert caught.value.hint is not None
+    held.release()
+    StateLock(tmp_path).release()
+
+
+def test_lock_tells_who_holds_it_and_where_it_listens(tmp_path: Path) -> None:
+    held = StateLock(tmp_path)
+    _publish(held, port=3005)
+    server = lock.running_server(tmp_path)
+    assert server.supervisor.pid == os.getpid()
+    assert server.url == "http://127.0.0.1:3005"
+    held.release()
+
+
+def test_released_lock_names_nobody(tmp_path: Path) -> None:
+    held = StateLock(tmp_path)
+    _publish(held)
+    held.release()
+    assert not lock.is_held(tmp_path)
+    with pytest.raises(NotFound):
+        lock.running_server(tmp_path)
+
+
+def test_folder_without_a_server_has_no_lock(tmp_path: Path) -> None:
+    assert not lock.is_held(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:3000"), ("::", "http://[::1]:3000"), ("::1", "http://[::1]:3000")],
+)
+def test_address_for_clients_can_be_connected_to(host: str, url: str, tmp_path: Path) -> None:
+    held = StateLock(tmp_path)
+    _publish(held, host=host)
+    assert lock.running_server(tmp_path).url == url
+    held.release()
