@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloche_agent.process import terminal
 from cloche_agent.process.output import Output
 from cloche_agent.rpc import frame
+from cloche_wire import connect
 from cloche_wire.errors import Internal, InvalidArgument, NotFound
 from cloche_wire.messages.process import (
     DataEvent,
@@ -38,16 +40,26 @@ def event_frame(event: ProcessEvent) -> bytes:
     return frame(StartResponse(event=event))
 
 
-def _stdout_frame(piece: bytes) -> bytes:
-    return event_frame(ProcessEvent(data=DataEvent(stdout=piece)))
+def _data_framer(kind: str) -> Callable[[bytes], bytes]:
+    """Maker of the frames of one kind of output.
+
+    Written out and not through the codec, which is asked only how an empty piece looks: the general way
+    spends 110 µs more on a piece of 32 KiB, most of all it does. A test holds the two together.
+    """
+    mark = event_frame(ProcessEvent(data=DataEvent(**{kind: b""})))[connect.HEADER_SIZE :]
+    before, quotes, after = mark.rpartition(b'""')
+    assert quotes, mark
+    before, after = before + b'"', b'"' + after
+
+    def make(piece: bytes) -> bytes:
+        return connect.encode_envelope(0, before + binascii.b2a_base64(piece, newline=False) + after)
+
+    return make
 
 
-def _stderr_frame(piece: bytes) -> bytes:
-    return event_frame(ProcessEvent(data=DataEvent(stderr=piece)))
-
-
-def _terminal_frame(piece: bytes) -> bytes:
-    return event_frame(ProcessEvent(data=DataEvent(pty=piece)))
+stdout_frame = _data_framer("stdout")
+stderr_frame = _data_framer("stderr")
+terminal_frame = _data_framer("pty")
 
 
 class RunningProcess:
@@ -80,12 +92,12 @@ class RunningProcess:
         self._writable = asyncio.Event()
         self._deadline: asyncio.TimerHandle | None = None
         if terminal is not None:
-            self.output.add(terminal, _TERMINAL_PIECE_BYTES, _terminal_frame, close=False)
+            self.output.add(terminal, _TERMINAL_PIECE_BYTES, terminal_frame, close=False)
 
     def read_from(self, stdout: int, stderr: int) -> None:
         """Take over the readable ends of its output pipes, which are set not to block."""
-        self.output.add(stdout, _PIPE_PIECE_BYTES, _stdout_frame)
-        self.output.add(stderr, _PIPE_PIECE_BYTES, _stderr_frame)
+        self.output.add(stdout, _PIPE_PIECE_BYTES, stdout_frame)
+        self.output.add(stderr, _PIPE_PIECE_BYTES, stderr_frame)
 
     def kill_at(self, deadline: float) -> None:
         """Kill it at that time of the event loop, whether or not anybody still listens."""
