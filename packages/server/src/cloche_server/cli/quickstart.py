@@ -28,6 +28,8 @@ with Sandbox() as sandbox:
     print(files)
 """
 _TIMEOUT_S = 120
+_LINE_LENGTH = 300
+"""The list of files is one line of some thousand characters."""
 
 
 @click.command()
@@ -41,7 +43,7 @@ def quickstart(state: str | None) -> None:
         note("Running this in a sandbox:\n")
         note("".join(f"    {line}\n" for line in PROGRAM.splitlines()))
         note("Its output:\n")
-        note("".join(f"    {line}\n" for line in run(variables).splitlines()))
+        note("".join(f"    {_shortened(line)}\n" for line in run(variables).splitlines()))
         command = f"{_own_command()} env --state {config.state}"
         note(f"Address    {server.url}")
         note(f"API key    {variables['E2B_API_KEY']}   (kept in {config.state_dir / 'api-key'})")
@@ -50,6 +52,11 @@ def quickstart(state: str | None) -> None:
         note("Next: point any E2B client here, unmodified, and go on as with the hosted service:")
         note(f'    eval "$({command})"')
         note("    pip install e2b-code-interpreter      # or: npm install @e2b/code-interpreter")
+
+
+def _shortened(line: str) -> str:
+    left = len(line) - _LINE_LENGTH
+    return line if left <= 0 else f"{line[:_LINE_LENGTH]}... ({left} more characters)"
 
 
 def _own_command() -> str:
