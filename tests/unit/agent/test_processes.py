@@ -68,6 +68,7 @@ def test_process_inherits_no_descriptor_but_the_three(agent: Agent) -> None:
         ({"process": {"cmd": "nope"}}, "invalid_argument", f"cannot execute 'nope': {MISSING}"),
         ({"process": {"cmd": ""}}, "invalid_argument", "cmd is missing"),
         ({"process": {"cmd": "a\0b"}}, "invalid_argument", NULL_BYTE),
+        ({"process": {"envs": {"A=B": "c"}}}, "invalid_argument", "cannot execute 'true': invalid argument"),
         ({"headers": {"Authorization": "Basic bm9wZTo="}}, "unauthenticated", "invalid username: 'nope'"),
     ],
 )  # fmt: skip

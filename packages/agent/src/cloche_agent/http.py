@@ -119,7 +119,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def json_response(value: object, status: int = 200) -> Response:
     """`value` as a JSON answer."""
-    body = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    body = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     return Response(status, [("content-type", "application/json")], body)
 
 

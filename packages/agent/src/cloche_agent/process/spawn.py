@@ -127,8 +127,9 @@ def _become(request: SpawnRequest, null: int, report: int) -> NoReturn:
         stage = "exec"
         _restore_signals()
         _exec(request)
-    except OSError as error:
-        os.write(report, f"{stage} {error.errno}".encode())
+    except (OSError, ValueError) as error:  # ValueError: text that cannot be an argument or a variable
+        number = error.errno if isinstance(error, OSError) else None
+        os.write(report, f"{stage} {number or errno.EINVAL}".encode())
     finally:
         os._exit(127)
 
