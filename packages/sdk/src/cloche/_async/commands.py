@@ -60,6 +60,7 @@ class CommandHandle:
             name: codecs.getincrementaldecoder("utf-8")(errors="replace") for name in ("stdout", "stderr")
         }
         self._end: EndEvent | None = None
+        self._is_killed = False
 
     @property
     def pid(self) -> int:
@@ -138,11 +139,12 @@ class CommandHandle:
 
     async def kill(self) -> bool:
         """End the command with SIGKILL; False if it had ended already."""
+        self._is_killed = True
         return await self._commands.kill(self._pid)
 
     async def is_alive(self) -> bool:
-        """Whether the command still runs."""
-        if self._end is not None:
+        """Whether the command still runs; after `kill` it does not, even if the sandbox has yet to notice."""
+        if self._end is not None or self._is_killed:
             return False
         return any(found.pid == self._pid for found in await self._commands.list())
 

@@ -61,6 +61,7 @@ class CommandHandle:
             name: codecs.getincrementaldecoder("utf-8")(errors="replace") for name in ("stdout", "stderr")
         }
         self._end: EndEvent | None = None
+        self._is_killed = False
 
     @property
     def pid(self) -> int:
@@ -139,11 +140,12 @@ class CommandHandle:
 
     def kill(self) -> bool:
         """End the command with SIGKILL; False if it had ended already."""
+        self._is_killed = True
         return self._commands.kill(self._pid)
 
     def is_alive(self) -> bool:
-        """Whether the command still runs."""
-        if self._end is not None:
+        """Whether the command still runs; after `kill` it does not, even if the sandbox has yet to notice."""
+        if self._end is not None or self._is_killed:
             return False
         return any(found.pid == self._pid for found in self._commands.list())
 
