@@ -116,9 +116,11 @@ class Target:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, 0o666)
             try:
-                if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                found = os.fstat(self._descriptor)
+                if not stat.S_ISREG(found.st_mode):
                     raise InvalidArgument(f"path '{shown(path)}' is not a regular file")
-                os.ftruncate(self._descriptor, 0)
+                if found.st_size:  # else whoever watches the folder is told of a write that was none
+                    os.ftruncate(self._descriptor, 0)
             except BaseException:
                 os.close(self._descriptor)
                 raise
