@@ -143,8 +143,14 @@ def _run_probes(names: list[str]) -> dict[str, _Finding]:
     command = ["unshare", "--mount", "--propagation", "private", "--net", "--pid", "--fork", "--mount-proc"]
     command += ["--kill-child", sys.executable, "-m", probes.__name__, *names]
     try:
-        result = subprocess.run(command, capture_output=True, timeout=_PROBES_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return dict.fromkeys(names, _Finding(False, f"cannot be tried: {error}", "install util-linux"))
+        result = subprocess.run(command, capture_output=True, timeout=_PROBES_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return dict.fromkeys(
+            names, _Finding(False, f"cannot be tried: {error}", "apt-get install util-linux")
+        )
+    if result.returncode != 0:
+        reason = result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        hint = "this machine, or the container it is, does not allow new namespaces"
+        return dict.fromkeys(names, _Finding(False, f"cannot be tried: {reason}", hint))
     answers = msgspec.json.decode(result.stdout, type=dict[str, tuple[bool, str]])
     return {name: _Finding(ok, detail, _HINTS[name]) for name, (ok, detail) in answers.items()}

@@ -17,13 +17,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @contextmanager
 def explain() -> Generator[None]:
-    """Show an error of ours as one sentence, its advice on a line below, and exit with status 1."""
+    """Show an error as one sentence, advice on a line below, and exit with status 1; bugs still show as such."""
     try:
         yield
     except ClocheError as error:
         click.echo(f"error: {error.message}", err=True)
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        # What the machine refuses: no right to make namespaces, a file system that has gone read-only.
+        click.echo(f"error: {error}", err=True)
+        click.echo("hint: see `cloche doctor`", err=True)
         sys.exit(1)
 
 
