@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -23,6 +24,7 @@ PORT = 53
 _MAX_QUESTION_BYTES = 1232
 _MAX_ANSWER_BYTES = 65_535
 _MAX_IN_FLIGHT = 512
+_MAX_OF_ONE_ASKER = 64  # so that a sandbox whose questions hang takes no neighbour's place
 _TIMEOUT_S = 5.0
 _REFUSED, _SERVER_FAILURE = 5, 2
 _IP_FREEBIND = 15  # in.h; lets us bind the gateway address before the first sandbox brings it up (ip(7))
@@ -53,6 +55,7 @@ class Stub:
         self._resolvers = resolvers
         self._is_online = is_online
         self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
+        self._in_flight: Counter[str] = Counter()
 
     async def serve(self) -> None:
         """Answer over UDP and TCP until cancelled.
@@ -88,8 +91,9 @@ class Stub:
         loop = asyncio.get_running_loop()
         while True:
             question, asker = await loop.sock_recvfrom(bound, _MAX_QUESTION_BYTES + 1)
-            if 12 <= len(question) <= _MAX_QUESTION_BYTES:
+            if 12 <= len(question) <= _MAX_QUESTION_BYTES and self._in_flight[asker[0]] < _MAX_OF_ONE_ASKER:
                 await self._slots.acquire()
+                self._in_flight[asker[0]] += 1
                 tasks.create_task(self._answer_datagram(bound, question, asker))
 
     async def _answer_datagram(self, bound: socket.socket, question: bytes, asker: tuple[str, int]) -> None:
@@ -99,9 +103,19 @@ class Stub:
                 await asyncio.get_running_loop().sock_sendto(bound, answer, asker)
         finally:
             self._slots.release()
+            self._forget(asker[0])
+
+    def _forget(self, asker: str) -> None:
+        self._in_flight[asker] -= 1
+        if not self._in_flight[asker]:
+            del self._in_flight[asker]
 
     async def _serve_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asker = writer.get_extra_info("peername")[0]
+        if self._in_flight[asker] >= _MAX_OF_ONE_ASKER:
+            writer.close()
+            return
+        self._in_flight[asker] += 1
         try:
             async with asyncio.timeout(_TIMEOUT_S * 2):
                 while True:
@@ -117,6 +131,7 @@ class Stub:
             return
         finally:
             writer.close()
+            self._forget(asker)
 
     async def _resolve(self, question: bytes, asker: str, *, by_stream: bool = False) -> bytes:
         if not self._is_online(asker):
