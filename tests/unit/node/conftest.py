@@ -127,6 +127,16 @@ class RememberingDriver:
         return
 
 
+class InstantTrash(Trash):
+    """Removes at once, so that no process of a test outlives it."""
+
+    def put(self, path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+    async def wait_until_empty(self) -> None:
+        return
+
+
 @dataclass
 class Node:
     """A machine and the parts that tests look into."""
@@ -153,14 +163,12 @@ class Node:
                     journal=Journal(self.state / "node" / "journal"),
                     tree=RuntimeTree(self.state / "runtime" / "tree"),
                     tasks=tasks,
-                    trash=Trash(self.state / "trash"),
+                    trash=InstantTrash(self.state / "trash"),
                     boot_id="boot",
                 )
-                emptying = tasks.create_task(machine.trash.empty_for_ever())
                 yield machine
                 if dies:
                     raise asyncio.CancelledError
-                emptying.cancel()
                 for sandbox_id in list(self.driver.running):
                     self.driver.exit(sandbox_id)
         except asyncio.CancelledError:
