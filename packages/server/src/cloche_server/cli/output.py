@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @contextmanager
 def explain() -> Generator[None]:
-    """Show an error as one sentence, advice on a line below, and exit with status 1; bugs still show as such."""
+    """Show an error as one sentence and advice on a line below, exit with status 1; bugs look like bugs."""
     try:
         yield
     except ClocheError as error:
