@@ -33,7 +33,7 @@ PNG = bytes.fromhex(
     "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
 )
 QUOTES = '<div class="quote"><span class="text">To be</span><small class="author">W. S.</small></div>'
-SALES = "quarter,units,price\n1,100,9.5\n2,150,9.0\n3,200,8.5\n4,175,9.0\n"
+SALES = "quarter,units,price,cost\n1,100,9.5,4\n2,150,9.0,4\n3,200,8.5,3\n4,175,9.0,4\n"
 
 SKIPPED = {
     5: "pause and resume come with a later issue",

@@ -71,7 +71,9 @@ def test_a_malformed_end_is_an_invalid_argument(data: bytes) -> None:
         connect.read_end_stream(data)
 
 
-@pytest.mark.parametrize("kind", error_types().values())
+@pytest.mark.parametrize(
+    "kind", [kind for kind in error_types().values() if kind.__module__ == ClocheError.__module__]
+)
 def test_every_error_of_the_tree_crosses_a_unary_call(kind: type[ClocheError]) -> None:
     error = kind("no luck")
     back = connect.read_error(connect.http_status(error), connect.error_body(error))

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, overload
 
 from cloche._sync.client import MessageStream, Session
 from cloche._callbacks import Callback, deliver
-from cloche.errors import CommandExit, Internal, NotFound
+from cloche.errors import CommandExit, DeadlineExceeded, Internal, NotFound
 from cloche.models import CommandResult, ProcessInfo
 from cloche_wire.messages import process
 from cloche_wire.messages.process import (
@@ -125,13 +125,16 @@ class CommandHandle:
             DeadlineExceeded: The command's time was over; it was killed.
             SandboxNotRunning: The sandbox ended meanwhile.
         """
-        for output in self:
-            if output.stdout is not None:
-                deliver(on_stdout or self._on_stdout, output.stdout)
-            elif output.stderr is not None:
-                deliver(on_stderr or self._on_stderr, output.stderr)
-            elif output.pty is not None:
-                deliver(on_pty, output.pty)
+        try:
+            for output in self:
+                if output.stdout is not None:
+                    deliver(on_stdout or self._on_stdout, output.stdout)
+                elif output.stderr is not None:
+                    deliver(on_stderr or self._on_stderr, output.stderr)
+                elif output.pty is not None:
+                    deliver(on_pty, output.pty)
+        except DeadlineExceeded as error:
+            raise _with_hint(error) from error
         if self._end is None:
             raise Internal("the command ended without an end event")
         if self._end.exit_code != 0:
@@ -317,6 +320,12 @@ class Commands:
         self._session.call(
             process.CLOSE_STDIN, message, CloseStdinResponse, request_timeout=request_timeout
         )
+
+
+def _with_hint(error: DeadlineExceeded) -> DeadlineExceeded:
+    if type(error) is not DeadlineExceeded or error.hint:
+        return error
+    return DeadlineExceeded(error.message, hint="pass a larger timeout to the command, or 0 for no limit")
 
 
 def start_pid(events: MessageStream[StartResponse] | MessageStream[ConnectResponse]) -> int:
