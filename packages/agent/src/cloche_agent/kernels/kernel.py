@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, text_of
@@ -68,11 +69,14 @@ class Kernel:
         return not self.ended.is_set() and not self.channel.is_ended
 
     async def watch(self, reaper: Reaper) -> None:
-        """Wait for the end of the process and note how it came; one caller only."""
-        status = await reaper.wait(self.pid)
-        self.end_reason = self.end_reason or f"the kernel {describe_end(status)}"
-        self.ended.set()
-        self.channel.end()
+        """Wait for the end of the process and note how it came; one caller only. Cancelled, it kills."""
+        try:
+            status = await reaper.wait(self.pid)
+            self.end_reason = self.end_reason or f"the kernel {describe_end(status)}"
+            self.ended.set()
+        finally:
+            self.kill("the interpreter ends")
+            self.channel.end()
 
     async def wait_for_end(self, otherwise: str) -> str:
         """The reason of an end that its closed connection has announced; kills it where none comes."""
@@ -87,12 +91,22 @@ class Kernel:
         """SIGINT to the kernel; with `everything` also to the programs its cells have started.
 
         Not to all at once: a server that an earlier cell left running must survive the interrupt of this one.
+        Where the kernel waits in system(3), which ignores the signal, only the program can be interrupted.
         """
+        everything = everything or self._ignores_interrupts()
         if not self.ended.is_set():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 # SAFETY: the pid is the kernel's until the reaper has collected it, and `ended` is set in the
                 # same turn of the event loop; the session that spawn made has the pid as its group.
                 (os.killpg if everything else os.kill)(self.pid, signal.SIGINT)
+
+    def _ignores_interrupts(self) -> bool:
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(errors="replace")
+        except OSError:
+            return False
+        ignored = status.partition("SigIgn:")[2].split(maxsplit=1)
+        return bool(ignored) and int(ignored[0], 16) >> (signal.SIGINT - 1) & 1 == 1
 
     def kill(self, because: str) -> None:
         """End the process and what it started in its own group; `because` becomes the reason of its end."""

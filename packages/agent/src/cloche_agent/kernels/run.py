@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 KEEPALIVE_S = 5.0
 _KEEPALIVE = event_line(KeepAlive())
 _END = event_line(EndOfExecution())
-_INTERRUPT_PAUSES_S = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
-"""Between the interrupts of code whose client has gone; after the last one the kernel is killed."""
+_INTERRUPT_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 1.0, 2.0, 2.0, 3.0)
+"""Between the interrupts of code whose client has gone; after the last one the kernel is killed. The first
+repeats are for CPython: a signal that comes just before the main thread enters a sleep does not end it. The
+kernel ignores those that it does not need."""
+_GENTLE_INTERRUPTS = 5
 
 
 class Run:
@@ -49,7 +52,7 @@ class Run:
         finally:
             # No await here: this may be the unwinding of a cancelled task.
             if self._kernel is not None and not self._is_over:
-                self._context.tasks.create_task(self._recover(self._kernel))
+                self._start_recovery(self._kernel)
             elif self._has_turn:
                 self._context.turn.release()
 
@@ -70,12 +73,11 @@ class Run:
             self._post(kernel)
         assert self._kernel is not None
         try:
-            messages = await self._kernel.channel.receive()
-            return b"".join([self._line(message) for message in messages])
+            if messages := await self._kernel.channel.receive():
+                return b"".join([self._line(message) for message in messages])
         except KernelProtocolError as error:
             self._kernel.kill(f"the kernel broke the protocol: {error}")
-            messages = []
-        return await self._end_dead(self._kernel) if not messages else b""
+        return await self._end_dead(self._kernel)
 
     def _post(self, kernel: Kernel) -> None:
         env = self._context.sandbox_env
@@ -127,12 +129,18 @@ class Run:
 
     # --- after the client
 
+    def _start_recovery(self, kernel: Kernel) -> None:
+        recovery = self._recover(kernel)
+        try:
+            self._context.tasks.create_task(recovery)
+        except RuntimeError:  # the service ends, and its kernels with it
+            recovery.close()
+
     async def _recover(self, kernel: Kernel) -> None:
         """End the code of a client that has gone, keeping the context's state; then pass the turn on."""
         try:
             for number, pause_s in enumerate(_INTERRUPT_PAUSES_S):
-                # A program started by os.system() blocks the kernel's own interrupt: it gets the later ones.
-                kernel.interrupt(everything=number > 0)
+                kernel.interrupt(everything=number >= _GENTLE_INTERRUPTS)
                 try:
                     async with asyncio.timeout(pause_s):
                         await self._drain(kernel)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import resource
+import select
 import socket
 import sys
 import traceback
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from .interrupts import Interrupts
     from .outbox import Outbox
     from .shell import KernelShell
+
+_IDLE_S = 0.1
+"""A client that has not sent its first cell by then is not waiting for it."""
 
 
 def main(descriptor: int) -> None:
@@ -105,8 +109,10 @@ class Kernel:
     def run(self) -> None:
         """Run cells until the agent closes the socket; then end at once, whatever threads are left."""
         self._outbox.start()
-        self._shell.warm_up()
         try:
+            self._shell.warm_up()
+            if not select.select([self._socket], [], [], _IDLE_S)[0]:
+                self._shell.warm_up_tracebacks()
             while (request := frames.receive(self._socket)) is not None:
                 self._execute(request)
         finally:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING, Any, Optional
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine
     from types import FrameType
+
+_REPEAT_S = 0.5
 
 
 class Interrupts:
@@ -18,6 +21,7 @@ class Interrupts:
     def __init__(self) -> None:
         """Nothing is interruptible yet, and the handler is installed by `open`."""
         self._is_open = False
+        self._last = 0.0
         self._task: Optional[asyncio.Task[Any]] = None
         self.was_cancelled = False
         """An awaiting cell was told to end by cancelling it; its CancelledError means an interrupt."""
@@ -25,6 +29,7 @@ class Interrupts:
     def open(self) -> None:
         """From here on SIGINT raises KeyboardInterrupt, also where user code has changed its handler."""
         self.was_cancelled = False
+        self._last = 0.0
         signal.signal(signal.SIGINT, self._handle)
         self._is_open = True
 
@@ -33,8 +38,10 @@ class Interrupts:
         self._is_open = False
 
     def _handle(self, signum: int, frame: Optional[FrameType]) -> None:
-        if not self._is_open:
+        # The agent repeats itself, in case the first came just before a sleep; one is enough for a while.
+        if not self._is_open or time.monotonic() - self._last < _REPEAT_S:
             return
+        self._last = time.monotonic()
         task = self._task
         if task is None or task.done() or self.was_cancelled:
             raise KeyboardInterrupt

@@ -151,9 +151,16 @@ class KernelShell(InteractiveShell):
             self.send_error(type(error), error, traceback.format_exception(type(error), error, trace))
 
     def warm_up(self) -> None:
-        """Pay now for what IPython imports and compiles at its first cell: 80 ms."""
+        """Pay now for what IPython imports and compiles at its first cell: 80 ms cold, 10 ms warm."""
         self.run_cell("None", store_history=False, silent=True)
         self.display_formatter.format(0)
+
+    def warm_up_tracebacks(self) -> None:
+        """Pay now for what the first error imports: 60 ms. For a moment when nobody waits."""
+        try:
+            raise KeyError("warm-up")
+        except KeyError:
+            self.InteractiveTB.structured_traceback(*sys.exc_info())
 
     # --- commands
 

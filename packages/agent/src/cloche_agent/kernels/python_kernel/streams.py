@@ -33,6 +33,7 @@ class OutputStream(io.TextIOBase):
         self._stream = name
         self._descriptor = descriptor
         self._is_direct = False
+        self._unfinished = ""
         self.name = f"<{name}>"
         self.mode = "w"
         self.buffer = _Bytes(self)
@@ -46,10 +47,13 @@ class OutputStream(io.TextIOBase):
         """Queue `text`; waits while the agent does not read."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if self._is_direct:
-            self.write_bytes(text.encode("utf-8", "replace"))
-        else:
+        if not self._is_direct:
             self._outbox.put_text(self._stream, text)
+            return len(text)
+        # Whole lines, so that those of several children do not mix.
+        self._unfinished += text
+        if "\n" in text:
+            self.flush()
         return len(text)
 
     def write_bytes(self, data: bytes) -> None:
@@ -66,6 +70,9 @@ class OutputStream(io.TextIOBase):
         """Send what is queued without waiting for more to come."""
         if not self._is_direct:
             self._outbox.flush()
+        elif self._unfinished:
+            text, self._unfinished = self._unfinished, ""
+            self.write_bytes(text.encode("utf-8", "replace"))
 
     def fileno(self) -> int:
         """The descriptor child processes get when this stream is passed to them."""
