@@ -57,10 +57,8 @@ def _when_ready(act: Callable[[], None]) -> Callable[[], None]:
 
 def test_everything_is_ended_and_drained_after_sigterm(config: Config, listener: socket.socket) -> None:
     said: list[str] = []
-    Supervisor(config, listener, None).run(
-        lambda: said.append("started"), _when_ready(lambda: said.append("ready"))
-    )
-    assert said == ["started", "ready"]
+    Supervisor(config, listener, None).run(_when_ready(lambda: said.append("ready")))
+    assert said == ["ready"]
     assert (config.state_dir / "drained").exists()
     assert all(_is_gone(_pid(config, name)) for name in NAMES)
 
@@ -84,7 +82,7 @@ def _kill(config: Config, name: str) -> set[str]:
 def test_killed_process_is_replaced_while_the_others_stay(config: Config, listener: socket.socket) -> None:
     replaced: list[set[str]] = []
     kill_each = _when_ready(lambda: replaced.extend(_kill(config, name) for name in NAMES))
-    Supervisor(config, listener, None).run(lambda: None, kill_each)
+    Supervisor(config, listener, None).run(kill_each)
     assert replaced == [{name} for name in NAMES]
 
 
@@ -94,12 +92,12 @@ def test_process_that_cannot_run_here_ends_the_start_and_all_others(
     (config.state_dir / "node-cannot-run").touch()
     supervisor = Supervisor(config, listener, config.state_dir / "log")
     with pytest.raises(Unavailable, match="the node cannot run"):
-        supervisor.run(lambda: None, lambda: pytest.fail("ready without a node"))
+        supervisor.run(lambda: pytest.fail("ready without a node"))
     assert all(_is_gone(_pid(config, name)) for name in NAMES if _pid(config, name))
 
 
 def test_what_the_processes_say_is_kept_in_a_file_for_each(config: Config, listener: socket.socket) -> None:
     log_dir = config.state_dir / "log"
-    Supervisor(config, listener, log_dir).run(lambda: None, _when_ready(lambda: None))
+    Supervisor(config, listener, log_dir).run(_when_ready(lambda: None))
     assert (log_dir / "edge.log").read_text() == "edge runs\n"
     assert (log_dir / "node.log").read_text() == "node runs\n"

@@ -114,6 +114,6 @@ def ensure_certificates(config: Config) -> None:
 
 def ensure_key(config: Config) -> str | None:
     """Make the first API key where there is none; return it when it is new."""
-    from cloche_server.store.first_key import ensure_first_key  # takes a second to import, needed once
+    from cloche_server.store.first_key import ensure_first_key  # takes half a second to import
 
     return ensure_first_key(config)

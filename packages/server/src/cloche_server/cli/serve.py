@@ -66,18 +66,18 @@ def _serve_locked(config: Config, lock: StateLock, listener: socket.socket) -> N
     _publish(config, lock, ready=False)
     prepare.ensure_template(config, note)
     prepare.ensure_certificates(config)
+    # Before the api starts: as its own user it could not read the migrations of a checkout below /root.
+    new_key = prepare.ensure_key(config)
     log_dir = config.state_dir / "log" if os.environ.pop(_DETACHED, None) else None
     supervisor = Supervisor(config, listener, log_dir)
-    new_keys: list[str | None] = []
 
     def announce() -> None:
         _publish(config, lock, ready=True)
-        _announce(config, *new_keys)
+        _announce(config, new_key)
         if log_dir is not None:
             _let_go_of_the_terminal(config)
 
-    # The key is made while the processes start: each of the two takes a second.
-    supervisor.run(lambda: new_keys.append(prepare.ensure_key(config)), announce)
+    supervisor.run(announce)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -83,11 +83,10 @@ class Supervisor:
         self._is_ready = False
         self._stop_asked = False
 
-    def run(self, on_started: Callable[[], None], on_ready: Callable[[], None]) -> None:
+    def run(self, on_ready: Callable[[], None]) -> None:
         """Run everything until SIGTERM or SIGINT, then end all sandboxes and all processes.
 
         Args:
-            on_started: Called once, when the processes have been started and none answers yet.
             on_ready: Called once, when a request goes through all three processes.
 
         Raises:
@@ -96,8 +95,6 @@ class Supervisor:
         with self._signals():
             deadline_s = time.monotonic() + START_S
             try:
-                self._start_due()
-                on_started()
                 while not self._stop_asked:
                     self._start_due()
                     self._wait(self._next_wake_s())
