@@ -6,7 +6,7 @@ import json
 import pytest
 from tests.unit.edge.world import DAEMON, INTERPRETER, World
 
-from cloche_server.edge import upstream
+from cloche_server.edge import connection, listener, upstream
 from cloche_wire.signature import sign
 
 pytestmark = pytest.mark.anyio
@@ -266,3 +266,51 @@ async def test_a_smuggled_request_never_reaches_a_service(world: World) -> None:
     assert [answer.count(b"HTTP/1.1 400"), answer.count(b"HTTP/1.1")] == [1, 1]
     assert [bad_chunk.count(b"HTTP/1.1 400"), bad_chunk.count(b"HTTP/1.1")] == [1, 1]
     assert not world.seen
+
+
+async def test_a_head_that_trickles_is_answered_408_and_a_silent_connection_is_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection, "LINGER_S", 0.05)
+    monkeypatch.setattr(listener, "HEAD_TIMEOUT_S", 0.05)
+    async with world.running():
+        assert status(await world.ask(b"GET / HT")) == 408
+        assert await world.ask(b"") == b""
+
+
+async def test_more_clients_than_allowed_are_turned_away_at_once(world: World) -> None:
+    world.edge = listener.Edge(world.config, None, max_connections=1)
+    async with world.running():
+        _, writer = await asyncio.open_connection(*world.address)
+        assert status(await world.ask(b"")) == 503
+        writer.close()
+
+
+async def test_two_requests_in_one_packet_are_answered_in_order(world: World) -> None:
+    async with world.running():
+        await world.add_sandbox("ione")
+        head = "POST /{} HTTP/1.1\r\nHost: 49983-ione.x.y\r\nTransfer-Encoding: chunked\r\n{}\r\n"
+        head += "2\r\nok\r\n0\r\n\r\n"
+        answer = await world.ask((head.format(1, "") + head.format(2, "Connection: close\r\n")).encode())
+    assert 0 < answer.index(b"POST /1 ") < answer.index(b"POST /2 ")
+    assert len(world.seen) == 2
+
+
+@pytest.mark.parametrize("port", [80, 81])
+async def test_what_follows_a_body_is_never_taken_for_one(world: World, port: int) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await world.read_request(reader)
+
+    world.ports["ione", 80] = silent  # 81 is closed: the body is not read by anybody
+    async with world.running():
+        await world.add_sandbox("ione")
+        first = f"POST / HTTP/1.1\r\nHost: {port}-ione.x.y\r\nContent-Length: 2\r\n\r\nok"
+        second = "GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        answer = await world.ask((first + second).encode())
+    assert answer.startswith(b"HTTP/1.1 502")
+    if port == 80:
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"Connection: close" in answer
+    else:
+        assert b"GET /second" in answer

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class World:
     # --- life ---
 
     @contextlib.asynccontextmanager
-    async def running(self, *, node: bool = True, api: bool = True) -> AsyncIterator[World]:
+    async def running(self, *, node: bool = True, api: bool = True) -> AsyncGenerator[World, None]:
         """Run the edge, and by default the node and an echoing api."""
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)

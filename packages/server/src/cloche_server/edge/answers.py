@@ -82,6 +82,8 @@ def _json(refusal: Refusal) -> bytes:
     content["message"] = refusal.message
     if refusal.port is not None:
         content["port"] = refusal.port
+    if refusal.connection_limit is not None:
+        content["connectionLimit"] = refusal.connection_limit
     content["code"] = refusal.status
     return json.dumps(content).encode()
 

@@ -90,7 +90,10 @@ async def _to_control_plane(gateway: Gateway, client: Stream, request: RequestHe
         # 11).
         repeatable = request.method in _REPEATABLE or b"idempotency-key" in request.values
         fields = () if repeatable else ((b"Should-Retry", b"false"),)
-        raise exchange.refusal or Refusal(502, "the control plane ended before it answered", fields=fields)
+        refusal = exchange.refusal or Refusal(
+            502, "the control plane ended before it answered", fields=fields
+        )
+        raise _after_body(refusal, request)
     return outcome is Outcome.REUSE
 
 
@@ -129,14 +132,25 @@ async def _explain_silence(table: RouteTable, exchange: Exchange, sandbox_id: st
         return
     if exchange.refusal is not None:
         exchange.refusal.sandbox_id, exchange.refusal.port = sandbox_id, port
-        raise exchange.refusal
+        raise _after_body(exchange.refusal, exchange.request)
+    is_agent = port in {DAEMON_PORT, INTERPRETER_PORT}
+    if is_agent and not exchange.is_probe:
+        exchange.client.reset()
+        return
     is_gone = await table.wait_for(lambda: not table.is_live(sandbox_id), _ENDING_S)
     if exchange.is_probe and (is_gone or exchange.is_cut):
         raise sandbox_not_found(sandbox_id)
-    if is_gone or port in {DAEMON_PORT, INTERPRETER_PORT}:
+    if is_gone or is_agent:
         exchange.client.reset()
         return
-    raise Refusal(502, "The service ended the connection without an answer", sandbox_id, port)
+    refusal = Refusal(502, "The service ended the connection without an answer", sandbox_id, port)
+    raise _after_body(refusal, exchange.request)
+
+
+def _after_body(refusal: Refusal, request: RequestHead) -> Refusal:
+    """Have the connection closed if the request had a body: it may have been read, and only once."""
+    refusal.closes = refusal.closes or request.has_body
+    return refusal
 
 
 def _check_traffic_token(route: Route, port: int, request: RequestHead) -> None:

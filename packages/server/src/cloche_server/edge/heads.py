@@ -133,7 +133,7 @@ def parse_request(head: bytes) -> RequestHead:
     try:
         h11.Request(method=method, target=target, headers=list(fields), http_version=version)
     except h11.ProtocolError as error:
-        raise Refusal(400, f"malformed request: {error}") from error
+        raise Refusal(400, "malformed request head") from error
     request = RequestHead(method, target, version == b"1.0", fields, _by_name(fields))
     _check_framing(request)
     request.target = _origin_form(request)

@@ -20,6 +20,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure
     message: str
     sandbox_id: str | None = None
     port: int | None = None
+    connection_limit: int | None = None
     fields: tuple[tuple[bytes, bytes], ...] = ()
     """Further headers of the answer."""
     closes: bool = False

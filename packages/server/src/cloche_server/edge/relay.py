@@ -88,8 +88,9 @@ class Exchange:
             if self.is_cut or self.client.at_eof:
                 return Outcome.UNANSWERED
             decoder = request_decoder(self.request)
-            self._send_request(upstream, fields, upgrade)
-            if decoder.is_done:
+            if not self._send_request(upstream, fields, upgrade, decoder):
+                return Outcome.UNANSWERED
+            if self.body_is_read:
                 return await self._relay_answer(upstream, edit, upgrade)
             async with asyncio.TaskGroup() as tasks:
                 body = tasks.create_task(self._relay_body(upstream, decoder))
@@ -102,7 +103,10 @@ class Exchange:
 
     # --- request --------------------------------------------------------------------------------------------
 
-    def _send_request(self, upstream: Stream, fields: Fields, upgrade: bytes | None) -> None:
+    def _send_request(
+        self, upstream: Stream, fields: Fields, upgrade: bytes | None, decoder: Decoder
+    ) -> bool:
+        """Send the head, and with it what has come of the body; a small request is one packet and no task."""
         request = self.request
         fields = list(fields)
         if b"transfer-encoding" in request.values:
@@ -115,34 +119,50 @@ class Exchange:
             )  # one request per connection: nothing to mix up between tenants
         else:
             fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
-        upstream.write(write_head(b"%b %b HTTP/1.1" % (request.method, request.target), fields))
-        if request.has_body and not request.is_http10 and b"100-continue" in request.tokens(b"expect"):
+        head = write_head(b"%b %b HTTP/1.1" % (request.method, request.target), fields)
+        try:
+            upstream.write(head + self._next_of_body(decoder, self.client.take()))
+        except BodyError as error:
+            self._refuse_body(error, upstream)
+            return False
+        expects = b"100-continue" in request.tokens(b"expect") and not request.is_http10
+        if expects and not self.body_is_read:
             self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
 
     async def _relay_body(self, upstream: Stream, decoder: Decoder) -> None:
-        is_chunked = isinstance(decoder, ChunkedDecoder)
         try:
-            while not decoder.is_done:
+            while not self.body_is_read:
                 data = await self.client.read()
                 if not data:
                     upstream.abort()  # the client left in the middle: the upstream must not see an end
                     return
-                pieces = decoder.feed(data)
-                if is_chunked:
-                    pieces = [encode_chunk(piece) for piece in pieces]
-                    if decoder.is_done:
-                        pieces.append(encode_end([]))
-                upstream.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-                if not decoder.is_done:
+                upstream.write(self._next_of_body(decoder, data))
+                if not self.body_is_read:
                     await upstream.drain()
         except BodyError as error:
-            self.refusal = Refusal(400, f"malformed request body: {error}", closes=True)
-            upstream.abort()
+            self._refuse_body(error, upstream)
         except ConnectionResetError:
             return  # the upstream takes no more; it may have answered before, which the other half finds
-        else:
+
+    def _next_of_body(self, decoder: Decoder, data: bytes) -> bytes:
+        """Return what the upstream gets for `data`; what lies behind the end of the body goes back."""
+        if self.body_is_read:
+            self.client.unread(data)
+            return b""
+        pieces = decoder.feed(data)
+        if isinstance(decoder, ChunkedDecoder):
+            pieces = [encode_chunk(piece) for piece in pieces]
+            if decoder.is_done:
+                pieces.append(encode_end([]))
+        if decoder.is_done:
             self.client.unread(decoder.rest)
             self.body_is_read = True
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _refuse_body(self, error: BodyError, upstream: Stream) -> None:
+        self.refusal = Refusal(400, f"malformed request body: {error}", closes=True)
+        upstream.abort()
 
     # --- answer ---------------------------------------------------------------------------------------------
 

@@ -172,7 +172,8 @@ class RouteTable:
             raise sandbox_not_found(sandbox_id)
         streams = self._streams.setdefault(sandbox_id, set())
         if len(streams) >= MAX_STREAMS:
-            raise Refusal(429, f"too many connections to the sandbox, the limit is {MAX_STREAMS}", sandbox_id)
+            message = "Too many connections to the sandbox"
+            raise Refusal(429, message, sandbox_id, connection_limit=MAX_STREAMS)
         streams.add(cut)
         try:
             yield
