@@ -36,7 +36,8 @@ def process(config: Config) -> Iterator[subprocess.Popen[bytes]]:
 
 def client_of(config: Config, key: str) -> httpx.Client:
     transport = httpx.HTTPTransport(uds=str(config.api_socket))
-    return httpx.Client(transport=transport, base_url="http://api.test", headers={"X-API-KEY": key})
+    headers = {"X-API-KEY": key}
+    return httpx.Client(transport=transport, base_url="http://api.test", headers=headers, timeout=30)
 
 
 def test_it_serves_without_a_node_and_ends_on_sigterm(

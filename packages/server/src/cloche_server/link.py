@@ -32,6 +32,10 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
+class NobodyListens(Unavailable):
+    """The other process is not there at the moment: the call has surely not been made."""
+
+
 class Event(NamedTuple):
     """One event frame: its name and the struct that goes with it."""
 
@@ -78,8 +82,8 @@ async def call(path: Path, method: str, params: object, result_type: type[T], *,
     """Ask the process behind `path` once.
 
     Raises:
-        Unavailable: Nobody listens there, or the connection broke before the answer; the act may have been
-            done.
+        NobodyListens: Nobody listens there.
+        Unavailable: The connection broke before the answer; the act may have been done.
         ClocheError: Whatever the other side raised, as the same class.
         TimeoutError: No answer in time.
     """
@@ -117,7 +121,7 @@ async def subscribe(
     """Yield the first result, then `(event name, raw data)` for every event, until the other side goes away.
 
     Raises:
-        Unavailable: Nobody listens there.
+        NobodyListens: Nobody listens there.
     """
     connection = await _connect(path)
     try:
@@ -210,7 +214,7 @@ async def _connect(path: Path) -> socket.socket:
         await asyncio.get_running_loop().sock_connect(connection, str(path))
     except OSError as error:
         connection.close()
-        raise Unavailable(f"{path.name} does not answer: {error.strerror}") from error
+        raise NobodyListens(f"{path.name} does not answer: {error.strerror}") from error
     except BaseException:
         connection.close()
         raise

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 
 from cloche_server import link
@@ -21,6 +22,9 @@ from cloche_wire.errors import DeadlineExceeded
 
 CALL_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 30.0
+ABSENCE_S = 5.0
+"""How long a call waits for a node that is being started again."""
+RETRY_S = 0.05
 
 T = TypeVar("T")
 
@@ -62,7 +66,16 @@ class LocalPlacement:
 
 
 async def _call(node: Node, method: str, params: object, answer: type[T], *, timeout_s: float) -> T:
+    """Ask the node; wait for it for a while when it is not there, since it is started again within seconds."""
+    patience = anyio.current_time() + ABSENCE_S
     try:
-        return await link.call(node.control_socket, method, params, answer, timeout_s=timeout_s)
+        while True:
+            try:
+                return await link.call(node.control_socket, method, params, answer, timeout_s=timeout_s)
+            except link.NobodyListens:
+                # The call was not made, so it may be made again.
+                if anyio.current_time() > patience:
+                    raise
+                await anyio.sleep(RETRY_S)
     except TimeoutError as error:
         raise DeadlineExceeded(f"node {node.name} did not answer {method} within {timeout_s:g} s") from error
