@@ -66,7 +66,7 @@ class LocalPlacement:
 
 
 async def _call(node: Node, method: str, params: object, answer: type[T], *, timeout_s: float) -> T:
-    """Ask the node; wait for it for a while when it is not there, since it is started again within seconds."""
+    """Ask the node; wait for one that is not there, since it is started again within seconds."""
     patience = anyio.current_time() + ABSENCE_S
     try:
         while True:
