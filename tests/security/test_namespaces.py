@@ -7,6 +7,9 @@ import pytest
 from tests.support.census import SANDBOX_UIDS
 from tests.support.fixtures import NEEDS_A_SERVER, Pair
 from tests.support.inside import host_processes, init_pid, namespaces, python, root, run, status
+from tests.support.waiting import until
+
+from cloche import Sandbox
 
 pytestmark = NEEDS_A_SERVER
 
@@ -29,18 +32,20 @@ def test_every_thread_is_confined_alike(pair: Pair) -> None:
     )
     pair.a.files.write("/tmp/threads.py", program)
     handles = [pair.a.commands.run("python3 /tmp/threads.py", background=True) for _ in range(10)]
+    until(lambda: _thread_count(pair) > 40, within_s=20, what="ten programs of five threads")
     init = init_pid(pair.a)
     maps = Path(f"/proc/{init}/uid_map").read_text()
-    seen = 0
     for process in host_processes(pair.a):
         assert Path(f"/proc/{process.pid}/uid_map").read_text() == maps
         for thread in _threads(process.pid):
             assert status(process.pid, "Seccomp", thread=thread) == "2"
             assert status(process.pid, "CapBnd", thread=thread) == status(init, "CapBnd")
-            seen += 1
-    assert seen > 40  # twin: there were threads to look at
     for handle in handles:
         handle.kill()
+
+
+def _thread_count(pair: Pair) -> int:
+    return sum(len(_threads(process.pid)) for process in host_processes(pair.a))
 
 
 def _threads(pid: int) -> list[int]:
@@ -57,13 +62,17 @@ def test_root_inside_is_nobody_outside(pair: Pair) -> None:
         assert (inside, length) == (0, RANGE)
         assert outside >= 0
         handle = sandbox.commands.run("sleep 61", user="root", background=True)
-        uids = {process.uid for process in host_processes(sandbox) if process.comm == "sleep"}
+        uids = until(lambda: _sleepers(sandbox), within_s=5, what="the sleeping process")
         handle.kill()
         assert len(uids) == 1
         firsts += uids
         everybody = {process.uid for process in host_processes(sandbox)}
         assert all(uid in SANDBOX_UIDS and firsts[-1] <= uid < firsts[-1] + RANGE for uid in everybody)
     assert abs(firsts[0] - firsts[1]) >= RANGE
+
+
+def _sleepers(sandbox: Sandbox) -> set[int]:
+    return {process.uid for process in host_processes(sandbox) if process.comm == "sleep"}
 
 
 @pytest.mark.parametrize("flags", ["-U", "-r", "-m", "-n", "-p --fork", "-i", "-u", "-C"])

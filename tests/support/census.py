@@ -77,12 +77,17 @@ def _sandbox_processes() -> Iterator[str]:
 
 
 def processes() -> Iterator[tuple[int, int]]:
-    """Every process of this machine and the user it runs as."""
+    """Every process of this machine and the user it runs as.
+
+    A dead one that waits for process 1 to collect it is left out: it has nothing any more, and collecting
+    is the duty of the machine's init (which, in a container, may be a program that does not know it).
+    """
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                found = re.search(r"^Uid:\s+(\d+)", (entry / "status").read_text(), re.MULTILINE)
-                if found:
+                status = (entry / "status").read_text()
+                found = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
+                if found and not re.search(r"^State:\s+Z.*\n(.*\n)*PPid:\s+1$", status, re.MULTILINE):
                     yield int(entry.name), int(found[1])
 
 

@@ -35,9 +35,10 @@ class Outside(NamedTuple):
 
     log: Path
 
-    def reached(self) -> set[str]:
-        """Addresses of it that somebody connected to."""
-        return {line.split()[1] for line in self.log.read_text().splitlines() if line.startswith("reached")}
+    def reached(self, *, after: int = 0) -> list[str]:
+        """Addresses of it that somebody connected to, in order, without the first `after` of them."""
+        lines = self.log.read_text().splitlines()
+        return [line.split()[1] for line in lines if line.startswith("reached")][after:]
 
 
 @contextlib.contextmanager

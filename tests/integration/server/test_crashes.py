@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Iterator
 
 import pytest
 from tests.support.fixtures import NEEDS_A_SERVER, connect_options
@@ -9,6 +10,7 @@ from tests.support.server import Server
 from tests.support.waiting import until
 
 from cloche import Sandbox
+from cloche_wire.errors import ClocheError
 
 pytestmark = [NEEDS_A_SERVER, pytest.mark.timeout(240)]
 
@@ -24,34 +26,35 @@ BACK_WITHIN_S = 5.0
 
 
 @pytest.fixture
-def beating(own_server: Server) -> Sandbox:
+def beating(own_server: Server) -> Iterator[Sandbox]:
     """A sandbox in which a counter beats ten times a second, and whose interpreter remembers something."""
     sandbox = connect_options(own_server, Sandbox.create, timeout=600)
     sandbox.files.write("/home/user/counter.py", COUNTER)
     sandbox.commands.run("python3 counter.py", background=True, timeout=0)
     sandbox.run_code("remembered = 'before the crash'")
     until(lambda: sandbox.files.exists("/home/user/beats"), within_s=5, what="the first beat")
-    yield sandbox  # type: ignore[misc]
-    connect_options(own_server, Sandbox.connect, sandbox.sandbox_id).kill()
+    yield sandbox
+    sandbox.kill()
 
 
 def assert_lived_on(server: Server, sandbox: Sandbox, since: float) -> None:
     """It answers within 5 s of `since`, with its state and its processes, and its counter never paused."""
-    again = until(lambda: _answer(server, sandbox.sandbox_id), within_s=BACK_WITHIN_S, what="an answer")
+    until(lambda: _answers(server, sandbox), within_s=BACK_WITHIN_S, what="an answer")
     assert time.monotonic() - since < BACK_WITHIN_S + 1
-    assert again.run_code("remembered").text == "before the crash"
-    beats = [float(line) for line in again.files.read("/home/user/beats").split()]
+    assert sandbox.run_code("remembered").text == "before the crash"
+    beats = [float(line) for line in sandbox.files.read("/home/user/beats").split()]
     gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
     assert max(gaps) < LONGEST_GAP_S
 
 
-def _answer(server: Server, sandbox_id: str) -> Sandbox | None:
+def _answers(server: Server, sandbox: Sandbox) -> bool:
+    """Whether the control plane knows it and its agent runs a command."""
     try:
-        sandbox = connect_options(server, Sandbox.connect, sandbox_id)
+        connect_options(server, Sandbox.connect, sandbox.sandbox_id).close()
         sandbox.commands.run("true")
-    except Exception:  # noqa: BLE001 - any failure means: not yet
-        return None
-    return sandbox
+    except ClocheError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("part", ["api", "edge", "node"])
@@ -78,6 +81,7 @@ def test_a_sandbox_can_be_killed_after_its_node_was(own_server: Server) -> None:
     own_server.kill_part("node")
     assert own_server.request("DELETE", f"/sandboxes/{sandbox.sandbox_id}").status_code == 204
     assert own_server.request("GET", f"/sandboxes/{sandbox.sandbox_id}").status_code == 404
+    sandbox.close()
 
 
 def test_a_time_out_that_passed_during_an_outage_still_ends_the_sandbox(own_server: Server) -> None:
@@ -90,6 +94,7 @@ def test_a_time_out_that_passed_during_an_outage_still_ends_the_sandbox(own_serv
     until(
         lambda: own_server.request("GET", gone).status_code == 404, within_s=5, what="the end of the sandbox"
     )
+    sandbox.close()
 
 
 def test_a_second_server_on_the_same_state_is_refused(own_server: Server) -> None:
