@@ -29,6 +29,7 @@ class ContainerDriver:
             cgroups.detect(Path("/proc/self/mountinfo").read_text()), f"cloche-{block}"
         )
         self._control: socket.socket | None = None
+        self._launcher: subprocess.Popen[bytes] | None = None
         self._seccomp = seccomp.profile()
 
     def capabilities(self) -> Capabilities:
@@ -42,7 +43,8 @@ class ContainerDriver:
         """
         if shutil.which("crun") is None:
             raise Unavailable("crun is not installed", hint="apt-get install crun")
-        for folder in (launcher.MOUNT_FOLDER, *map(Path, (launcher.ROOT, launcher.LOWER, launcher.RUNTIME))):
+        points = (launcher.ROOT, launcher.LOWER, launcher.RUNTIME, launcher.EMPTY)
+        for folder in (launcher.MOUNT_FOLDER, *map(Path, points)):
             _make_own_folder(folder)
         try:
             self._groups.prepare()
@@ -53,8 +55,8 @@ class ContainerDriver:
         with theirs:
             # SAFETY: the launcher gets this one descriptor only; it ends when our end is closed, however
             # that happens.
-            subprocess.Popen(
-                [sys.executable, "-m", launcher.__name__, str(theirs.fileno())],
+            self._launcher = subprocess.Popen(
+                [sys.executable, "-I", "-m", launcher.__name__, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self._control = ours
@@ -114,6 +116,8 @@ class ContainerDriver:
         """End the launcher, and remove the parent group when no sandbox is left."""
         if self._control is not None:
             self._control.close()
+        if self._launcher is not None:
+            self._launcher.wait()
         self._groups.remove_parent()
 
     def _write_bundle(self, spec: SandboxSpec, first: int) -> None:

@@ -29,7 +29,7 @@ MOUNT_FOLDER = Path("/run/cloche")
 
 Short, the same for all, and reachable for every user id.
 """
-ROOT, LOWER, RUNTIME = (str(MOUNT_FOLDER / name) for name in ("root", "lower", "runtime"))
+ROOT, LOWER, RUNTIME, EMPTY = (str(MOUNT_FOLDER / name) for name in ("root", "lower", "runtime", "empty"))
 CRUN_TIMEOUT_S = 30
 MAX_REQUEST_BYTES = 64 * 1024
 FIRST_DESCRIPTOR = 3
@@ -94,7 +94,6 @@ def _launch(request: LaunchRequest, inherited: list[int]) -> int:
     for path in request.cgroup_files:
         # SAFETY: the limits hold for crun and all it starts, before the first of them exists.
         Path(path).write_text(own)
-    os.chdir(request.folder)
     _assemble_root(request)
     return _run_crun(request, inherited)
 
@@ -102,8 +101,8 @@ def _launch(request: LaunchRequest, inherited: list[int]) -> int:
 def _assemble_root(request: LaunchRequest) -> None:
     """Mount the template, the writable layer and the runtime tree in a namespace of this process alone.
 
-    Options are relative to the sandbox's folder, so that the mount table shown inside names no path of the
-    host.
+    Options are relative to the working directory, so that the mount table shown inside names no path of the
+    host. Leaves: the working directory is the sandbox's folder.
     """
     user_namespace = syscalls.user_namespace(request.first_id, request.id_count)
     syscalls.enter_private_mounts()
@@ -111,13 +110,14 @@ def _assemble_root(request: LaunchRequest) -> None:
         # crun 1.8 takes a version 1 layout with an extra, controllerless cgroup2 mount for an error.
         # SAFETY: in our own mount namespace only; nothing propagates out of it.
         syscalls.unmount(_HYBRID_CGROUP2, syscalls.MNT_DETACH)
-    # SAFETY: /run/cloche and these three folders are ours (driver's prepare checks it), and empty.
+    # SAFETY: /run/cloche and these folders are ours (driver's prepare checks it), and empty.
     syscalls.mount_idmapped(request.rootfs, LOWER, user_namespace)
     os.close(user_namespace)
-    flags = syscalls.MS_BIND
-    syscalls.mount(request.runtime_tree, RUNTIME, None, flags)
-    read_only = flags | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
-    syscalls.mount(None, RUNTIME, None, read_only)
+    # An overlay of one folder (it wants two): the table would show the source of a bind mount.
+    os.chdir(request.runtime_tree)
+    read_only = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount("overlay", RUNTIME, "overlay", read_only, f"lowerdir=.:{EMPTY}")
+    os.chdir(request.folder)
     options = f"lowerdir={LOWER},upperdir=upper,workdir=work,redirect_dir=nofollow,index=off,metacopy=off"
     syscalls.mount("overlay", ROOT, "overlay", syscalls.MS_NODEV, options)
 
