@@ -1,0 +1,199 @@
+"""Drivers on this machine, and a program inside their sandboxes that does what a test asks."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+from tests.support import census
+
+from cloche_server.ids import new_sandbox_id
+from cloche_server.isolation import syscalls
+from cloche_server.isolation.base import Driver, ProcessIdentity, ResourceLimits, SandboxSpec
+from cloche_server.isolation.container.driver import ContainerDriver
+from cloche_server.isolation.fake import FakeDriver
+from cloche_server.node import runtime_tree
+from cloche_server.node.runtime_tree import RuntimeTree
+from cloche_server.node.slots import Block, BlockProbe, claim_block
+
+NEEDS_CONTAINERS = pytest.mark.needs("root", "userns", "overlay", "idmap", "cgroup", "crun")
+
+_PROGRAM = """
+import errno, json, os, signal, socket, sys, time
+listener = socket.socket(fileno=3)
+while True:
+    connection, _ = listener.accept()
+    code = b""
+    while part := connection.recv(65536):
+        code += part
+    scope = dict(globals(), result=None)
+    try:
+        exec(code.decode(), scope)
+        answer = {"result": scope["result"]}
+    except BaseException as error:
+        answer = {"error": repr(error)}
+    connection.sendall(json.dumps(answer).encode())
+    connection.close()
+"""
+"""Runs what it is sent as root of the sandbox; its connections are served one by one."""
+
+
+class MakeDriver(Protocol):
+    def __call__(self) -> Driver: ...
+
+
+class Started(NamedTuple):
+    """A sandbox that runs."""
+
+    spec: SandboxSpec
+    init: ProcessIdentity
+    sockets: tuple[Path, ...]
+
+    def run(self, code: str) -> Any:
+        """Run statements inside and return what they left in `result`."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(self.sockets[0]))
+            connection.sendall(code.encode())
+            connection.shutdown(socket.SHUT_WR)
+            text = b""
+            while part := connection.recv(65_536):
+                text += part
+        answer = json.loads(text)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+
+class Workshop:
+    """Makes sandboxes with one driver, and at the end of a test claims that none of it is left."""
+
+    def __init__(
+        self, driver: Driver, make_driver: MakeDriver, folder: Path, tree: RuntimeTree, block: int
+    ) -> None:
+        self.driver = driver
+        self.make_driver = make_driver
+        self.folder = folder
+        self.tree = tree
+        self.block = block
+        self.made: list[SandboxSpec] = []
+        self._open: contextlib.ExitStack = contextlib.ExitStack()
+
+    def spec(self, rootfs: Path | None = None, **changes: Any) -> SandboxSpec:
+        """What to start; changes take the place of the usual."""
+        sandbox_id = new_sandbox_id()
+        folder = self.folder / sandbox_id
+        folder.mkdir()
+        namespace = (
+            syscalls.new_network_namespace()
+            if os.geteuid() == 0
+            else os.open("/proc/self/ns/net", os.O_RDONLY)
+        )
+        self._open.callback(os.close, namespace)
+        listeners = []
+        for name in ("first.sock", "second.sock"):
+            listener = self._open.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(folder / name))
+            listener.listen()
+            listeners.append(listener.fileno())
+        fields: dict[str, Any] = {
+            "sandbox_id": sandbox_id,
+            "slot": self.block * 512 + 500 + len(self.made),
+            "hostname": sandbox_id,
+            "rootfs": rootfs or plain_rootfs(self.folder / f"{sandbox_id}.rootfs"),
+            "folder": folder,
+            "runtime_tree": self.tree.path,
+            "limits": ResourceLimits(cpu_count=1, memory_mib=256, pids=64),
+            "network_namespace": namespace,
+            "listeners": tuple(listeners),
+            "argv": (*self.tree.python(), "-c", _PROGRAM),
+            "env": {"PATH": "/usr/bin:/bin", "NAME": "value"},
+            "etc_files": {"hosts": "127.0.0.1 localhost\n", "hostname": f"{sandbox_id}\n"},
+        }
+        spec = SandboxSpec(**(fields | changes))
+        self.made.append(spec)
+        return spec
+
+    async def start(self, rootfs: Path | None = None, **changes: Any) -> Started:
+        """Start a sandbox that ends with the test."""
+        spec = self.spec(rootfs, **changes)
+        init = await self.driver.start(spec)
+        return Started(spec, init, (spec.folder / "first.sock", spec.folder / "second.sock"))
+
+    async def close(self) -> None:
+        for spec in self.made:
+            await self.driver.destroy(spec.sandbox_id, spec.folder, None)
+        self._open.close()
+
+
+def own_mounts() -> str:
+    """The mount table of this process, which no sandbox may change."""
+    return Path("/proc/self/mountinfo").read_text()
+
+
+def plain_rootfs(folder: Path) -> Path:
+    """A root with nothing in it but mount points: the runtime tree brings all that a program needs."""
+    for name in (".cloche", "proc", "dev", "etc", "tmp"):
+        (folder / name).mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> RuntimeTree:
+    return runtime_tree.ensure(tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path, since sockets lie below it, which users of sandboxes can reach."""
+    made = Path(tempfile.mkdtemp(prefix="c"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="session")
+def block(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Block]:
+    claimed = claim_block(Path("/run/cloche/blocks"), tmp_path_factory.mktemp("state"), BlockProbe())
+    yield claimed
+    claimed.release()
+
+
+@pytest.fixture
+async def fake(folder: Path, tree: RuntimeTree) -> Any:
+    workshop = Workshop(FakeDriver(), FakeDriver, folder, tree, 0)
+    yield workshop
+    await workshop.close()
+    assert workshop.driver.leftovers() == set()
+
+
+@pytest.fixture
+async def container(folder: Path, tree: RuntimeTree, block: Block) -> Any:
+    opened: list[ContainerDriver] = []
+
+    def make() -> ContainerDriver:
+        driver = ContainerDriver(block.number)
+        driver.prepare()
+        opened.append(driver)
+        return driver
+
+    mounts = own_mounts()
+    with census.nothing_left():
+        workshop = Workshop(make(), make, folder, tree, block.number)
+        yield workshop
+        await workshop.close()
+        assert workshop.driver.leftovers() == set()
+        for driver in opened:
+            driver.close()
+    assert own_mounts() == mounts
+
+
+@pytest.fixture(params=["fake", pytest.param("container", marks=NEEDS_CONTAINERS)])
+def workshop(request: pytest.FixtureRequest) -> Workshop:
+    """Every driver in turn."""
+    return request.getfixturevalue(request.param)
