@@ -1,7 +1,10 @@
 """Which request goes where, decided from the head alone."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cloche_server.edge.headers import Sender, to_user_port
 from cloche_server.edge.heads import parse_request
 from cloche_server.edge.refusal import Refusal
 from cloche_server.edge.targets import Kind, Target, read_target, refuse_control_path
@@ -130,3 +133,43 @@ def test_control_paths_of_the_daemon_are_out_of_reach(path: str) -> None:
 
 def test_other_paths_of_the_daemon_pass() -> None:
     refuse_control_path(parse_request(b"POST /initialise HTTP/1.1\r\nHost: a"))
+
+
+PARTS = st.sampled_from(
+    [
+        b"GET ",
+        b"POST ",
+        b"/",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b"Host: ",
+        b"E2b-Sandbox-Id: ",
+        b"E2b-Sandbox-Port: ",
+        b"80-i1.x",
+        b"Upgrade: ",
+        b"Connection: ",
+        b"Content-Length: ",
+        b"http://",
+        b":",
+        b",",
+        b"1",
+        b"%2e",
+        b"?signature=",
+        b"\xff",
+        b"\x00",
+    ]
+)
+
+
+@given(st.lists(PARTS | st.binary(max_size=3), max_size=30).map(b"".join), st.booleans())
+def test_every_head_is_understood_or_refused(tail: bytes, sound: bool) -> None:
+    head = (b"GET / HTTP/1.1\r\nHost: a\r\n" if sound else b"") + tail
+    try:
+        request = parse_request(head)
+        read_target(request, DOMAIN)
+        refuse_control_path(request)
+        to_user_port(request, Sender("::1", b"http", is_front=True), None)
+    except Refusal:
+        return
+    assert request.upgrade is None or not request.has_body
