@@ -55,6 +55,14 @@ async def test_a_context_starts_in_its_folder(interpreter: Interpreter, tmp_path
     assert await interpreter.text("import os; os.getcwd()", context_id=context) == str(folder)
 
 
+async def test_a_template_without_the_usual_folder_starts_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloche_agent.kernels.service.DEFAULT_CWD", str(tmp_path / "missing"))
+    async with serving(bound_sandbox()) as interpreter:
+        assert await interpreter.text("import os; os.path.isdir(os.getcwd())") == "True"
+
+
 async def test_a_context_in_a_missing_folder_is_refused(interpreter: Interpreter) -> None:
     status, text = await interpreter.body("POST", "/contexts", {"cwd": "/no/such/folder"})
     assert status == 500

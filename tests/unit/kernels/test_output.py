@@ -144,7 +144,7 @@ async def test_a_slow_reader_holds_the_printing_code_back(interpreter: Interpret
             break
     # The reader stops here. The code comes to a stand within what queue, sockets and buffers take.
     reached, before = 0, -1
-    while reached < 1 or reached != before:  # noqa: ASYNC110
+    while reached < 1 or reached != before:
         await asyncio.sleep(0.3)
         before, reached = reached, int(mark.read_text() or 0) if mark.exists() else 0
     assert reached < 200

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cloche_agent.init import Sandbox
     from cloche_agent.process.spawn import Reaper
 
-DEFAULT_CWD = "/home/user"
-
 
 class _Attempt:
     """One try to start a kernel, awaited by everybody who needs it."""

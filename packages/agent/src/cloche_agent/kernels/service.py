@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cloche_agent.http import Request, Response, json_response
-from cloche_agent.kernels.contexts import DEFAULT_CWD, Context
-from cloche_agent.kernels.kernel import KernelStartError
+from cloche_agent.kernels.contexts import Context
+from cloche_agent.kernels.kernel import KernelStartError, account
 from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cloche_agent.init import Sandbox
     from cloche_agent.process.spawn import Reaper
 
 LARGEST_BODY_BYTES = 16 << 20
+DEFAULT_CWD = "/home/user"
 _ALIASES = {"js": "javascript", "ts": "typescript", "py": "python", "python3": "python"}
 _DEFAULT = "default"
 
@@ -112,7 +112,7 @@ class InterpreterService:
 
     async def _create(self, request: Request) -> Response:
         fields = _object(await request.read(LARGEST_BODY_BYTES))
-        language, cwd = _normalised(_text(fields, "language")), _text(fields, "cwd") or DEFAULT_CWD
+        language, cwd = _normalised(_text(fields, "language")), _text(fields, "cwd") or default_cwd()
         self._default_context()  # first in every list
         try:
             context = self._made(language, cwd)
@@ -161,7 +161,7 @@ class InterpreterService:
 
     def _default_context(self) -> Context:
         if self._default is None:
-            self._default = self._made("python", DEFAULT_CWD)
+            self._default = self._made("python", default_cwd())
             self._contexts = {self._default.id: self._default, **self._contexts}
         return self._default
 
@@ -170,6 +170,11 @@ class InterpreterService:
             raise Unavailable("the code interpreter is not running")
         _check_language(language)
         return Context(language, cwd, self._sandbox, self._reaper, self._tasks, self._kernel_path)
+
+
+def default_cwd() -> str:
+    """Where code starts unless it is told: E2B's folder; in a template without it the home of who runs it."""
+    return next((path for path in (DEFAULT_CWD, account().home) if Path(path).is_dir()), "/")
 
 
 def _check_language(language: str) -> None:
