@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,8 @@ _STAGE_TIMEOUT_S = 1800
 _DOWNLOAD_TIMEOUT_S = 120
 
 _OWN_NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
+_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""A command ends with the builder, also after kill -9: nobody finishes what nobody waits for."""
 _DPKG_OPTIONS = (
     "force-unsafe-io",
     "path-exclude=/usr/share/man/*",
@@ -156,6 +158,7 @@ class _Build:
         self.settings = settings = host_settings.read()
         self.progress = progress
         self.lock = lock
+        self.commands: set[subprocess.Popen[bytes]] = set()
         self.env = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
@@ -172,8 +175,12 @@ class _Build:
                 pool.submit(self._stage, "Python packages", self._python_packages),
                 pool.submit(self._stage, "npm", self._npm),
             ]
-            for stage in stages:
-                stage.result()
+            try:
+                for stage in as_completed(stages):
+                    stage.result()
+            except BaseException:  # also Ctrl-C: the pool would wait for the others to finish
+                self._stop_commands()
+                raise
         self._stage("users, byte code, certificates", self._customize)
         shutil.rmtree(self.parts)
 
@@ -246,16 +253,27 @@ class _Build:
         Raises:
             Unavailable: It failed; the message ends with the last lines it printed.
         """
-        result = subprocess.run(
-            command,
+        process = subprocess.Popen(
+            [*_WITH_US, *command],
             env=self.env | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=_STAGE_TIMEOUT_S,
             pass_fds=(self.lock,),
-            check=False,
         )
-        if result.returncode != 0:
-            last = "\n".join(result.stdout.decode(errors="replace").strip().splitlines()[-12:])
-            raise Unavailable(f"{title} failed with status {result.returncode}:\n{last}")
+        self.commands.add(process)
+        with process:
+            try:
+                output, _ = process.communicate(timeout=_STAGE_TIMEOUT_S)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                self.commands.discard(process)
+        if process.returncode != 0:
+            last = "\n".join(output.decode(errors="replace").strip().splitlines()[-12:])
+            raise Unavailable(f"{title} failed with status {process.returncode}:\n{last}")
+
+    def _stop_commands(self) -> None:
+        for process in tuple(self.commands):
+            process.kill()  # the leader of a pid namespace, or a download: what they started goes with them
