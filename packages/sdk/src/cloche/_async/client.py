@@ -301,10 +301,10 @@ class MessageStream(Generic[M]):
 
     def __init__(self, session: Session, response: httpx.Response, answer: type[M]) -> None:
         """Read the open answer as messages of a class."""
-        self._session = session
         self._response = response
-        self._answer = answer
-        self._messages = self._read()
+        # The reader does not know this object: without a ring, an abandoned stream ends when its last user
+        # lets go of it, not in a garbage collection, which may run while this thread has the pool locked.
+        self._messages = _read(session, response, answer)
 
     def __aiter__(self) -> AsyncIterator[M]:
         return self
@@ -316,20 +316,21 @@ class MessageStream(Generic[M]):
         """Hang up."""
         await self._response.aclose()
 
-    async def _read(self) -> AsyncIterator[M]:
-        decoder = connect.EnvelopeDecoder(_requests.MAX_MESSAGE_BYTES)
-        try:
-            async for chunk in self._response.aiter_bytes():
-                for envelope in decoder.feed(chunk):
-                    if not envelope.is_end:
-                        yield proto_json.decode(self._answer, envelope.data)
-                        continue
-                    error = connect.read_end_stream(envelope.data)
-                    if error is not None:
-                        raise error
-                    return
-        except (httpx.TransportError, httpx.StreamError) as error:
-            raise await self._session.explain(error) from error
-        finally:
-            await self._response.aclose()
-        raise await self._session.explain(Unavailable("the stream was cut off"))
+
+async def _read(session: Session, response: httpx.Response, answer: type[M]) -> AsyncIterator[M]:
+    decoder = connect.EnvelopeDecoder(_requests.MAX_MESSAGE_BYTES)
+    try:
+        async for chunk in response.aiter_bytes():
+            for envelope in decoder.feed(chunk):
+                if not envelope.is_end:
+                    yield proto_json.decode(answer, envelope.data)
+                    continue
+                error = connect.read_end_stream(envelope.data)
+                if error is not None:
+                    raise error
+                return
+    except (httpx.TransportError, httpx.StreamError) as error:
+        raise await session.explain(error) from error
+    finally:
+        await response.aclose()
+    raise await session.explain(Unavailable("the stream was cut off"))

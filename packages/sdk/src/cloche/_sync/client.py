@@ -302,10 +302,10 @@ class MessageStream(Generic[M]):
 
     def __init__(self, session: Session, response: httpx.Response, answer: type[M]) -> None:
         """Read the open answer as messages of a class."""
-        self._session = session
         self._response = response
-        self._answer = answer
-        self._messages = self._read()
+        # The reader does not know this object: without a ring, an abandoned stream ends when its last user
+        # lets go of it, not in a garbage collection, which may run while this thread has the pool locked.
+        self._messages = _read(session, response, answer)
 
     def __iter__(self) -> Iterator[M]:
         return self
@@ -317,20 +317,21 @@ class MessageStream(Generic[M]):
         """Hang up."""
         self._response.close()
 
-    def _read(self) -> Iterator[M]:
-        decoder = connect.EnvelopeDecoder(_requests.MAX_MESSAGE_BYTES)
-        try:
-            for chunk in self._response.iter_bytes():
-                for envelope in decoder.feed(chunk):
-                    if not envelope.is_end:
-                        yield proto_json.decode(self._answer, envelope.data)
-                        continue
-                    error = connect.read_end_stream(envelope.data)
-                    if error is not None:
-                        raise error
-                    return
-        except (httpx.TransportError, httpx.StreamError) as error:
-            raise self._session.explain(error) from error
-        finally:
-            self._response.close()
-        raise self._session.explain(Unavailable("the stream was cut off"))
+
+def _read(session: Session, response: httpx.Response, answer: type[M]) -> Iterator[M]:
+    decoder = connect.EnvelopeDecoder(_requests.MAX_MESSAGE_BYTES)
+    try:
+        for chunk in response.iter_bytes():
+            for envelope in decoder.feed(chunk):
+                if not envelope.is_end:
+                    yield proto_json.decode(answer, envelope.data)
+                    continue
+                error = connect.read_end_stream(envelope.data)
+                if error is not None:
+                    raise error
+                return
+    except (httpx.TransportError, httpx.StreamError) as error:
+        raise session.explain(error) from error
+    finally:
+        response.close()
+    raise session.explain(Unavailable("the stream was cut off"))
