@@ -270,3 +270,26 @@ async def test_port_closed_is_not_taken_for_its_parent(serving: Serving) -> None
     async with serving(closed) as path:
         with pytest.raises(PortClosed):
             await link.call_for_descriptors(path, "dial", {}, timeout_s=5)
+
+
+async def test_a_full_queue_of_the_listener_delays_a_call_and_does_not_break_it(tmp_path: Path) -> None:
+    path = tmp_path / "some.sock"
+    with (
+        link.listen(path, owner_uid=os.geteuid()) as listener,
+        contextlib.ExitStack() as waiting,
+    ):
+        listener.listen(0)  # a queue of one
+        waiting.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        answers: list[int] = []
+
+        async def ask() -> None:
+            answers.append(await link.call(path, "double", Params(4), int, timeout_s=20))
+
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(ask())
+            await asyncio.sleep(0)
+            assert not asking.done()
+            serving = tasks.create_task(link.serve(listener, double))
+            await asking
+            serving.cancel()
+        assert answers == [8]

@@ -27,6 +27,7 @@ from cloche_wire.errors import ClocheError, Internal, InvalidArgument, Unavailab
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 MAX_DESCRIPTORS = 4
+_FULL_QUEUE_PAUSE_S = 0.005
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -211,7 +212,14 @@ async def _connect(path: Path) -> socket.socket:
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     )
     try:
-        await asyncio.get_running_loop().sock_connect(connection, str(path))
+        while True:
+            try:
+                connection.connect(str(path))
+                break
+            except BlockingIOError:
+                # The queue of the listener is full, and EAGAIN of a Unix socket is no connection under way
+                # (unix(7)), which is what asyncio's own connect takes it for.
+                await asyncio.sleep(_FULL_QUEUE_PAUSE_S)
     except OSError as error:
         connection.close()
         raise NobodyListens(f"{path.name} does not answer: {error.strerror}") from error
