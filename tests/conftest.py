@@ -3,6 +3,9 @@
 import pytest
 
 from tests.support import capabilities
+from tests.support.fixtures import own_server, pair, sandboxes, server
+
+__all__ = ["own_server", "pair", "sandboxes", "server"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Boundary: namespaces and user ids. Sandboxes share none with each other or with this machine."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_root_inside_is_nobody_outside(pair: Pair) -> None:
         assert (inside, length) == (0, RANGE)
         assert outside >= 0
         handle = sandbox.commands.run("sleep 61", user="root", background=True)
-        uids = until(lambda: _sleepers(sandbox), within_s=5, what="the sleeping process")
+        uids = until(partial(_sleepers, sandbox), within_s=5, what="the sleeping process")
         handle.kill()
         assert len(uids) == 1
         firsts += uids
@@ -72,6 +73,7 @@ def test_root_inside_is_nobody_outside(pair: Pair) -> None:
 
 
 def _sleepers(sandbox: Sandbox) -> set[int]:
+    """Ids that the sandbox's `sleep` runs as."""
     return {process.uid for process in host_processes(sandbox) if process.comm == "sleep"}
 
 

@@ -1,5 +1,6 @@
 """Looking into sandboxes: from within by commands, from outside by what the kernel says of them."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +52,10 @@ def host_processes(sandbox: Sandbox) -> list[HostProcess]:
     found: list[HostProcess] = []
     for group in _groups(sandbox.sandbox_id):
         for line in (group / "cgroup.procs").read_text().split():
-            status = Path(f"/proc/{line}/status").read_text()
-            uid = int(_field(status, "Uid").split()[0])
-            found.append(HostProcess(int(line), uid, _field(status, "Name")))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                status = Path(f"/proc/{line}/status").read_text()
+                uid = int(_field(status, "Uid").split()[0])
+                found.append(HostProcess(int(line), uid, _field(status, "Name")))
     return sorted(set(found))
 
 

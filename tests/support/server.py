@@ -17,7 +17,7 @@ from cloche_server import link
 from cloche_server.cli.env import variables
 from cloche_server.cli.lock import running_server
 from cloche_wire.errors import ClocheError
-from tests.support import capabilities
+from tests.support import templates
 from tests.support.waiting import until
 
 PARTS = ("node", "api", "edge")
@@ -57,7 +57,8 @@ class Server:
         self.state.parent.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "cloche_server.cli.main", "serve", "--host", "127.0.0.1"]
         argv += ["--port", str(self.port), "--state", str(self.state), "--isolation", self.isolation]
-        env = os.environ | {"CLOCHE_TEMPLATES": str(capabilities.templates_folder())}
+        folder = self.state.parent / f"{self.state.name}-templates"
+        env = os.environ | {"CLOCHE_TEMPLATES": str(folder if folder.exists() else templates.link(folder))}
         with self.log.open("ab") as log:
             # A session of its own: an interrupt at the terminal is for the tests, which then end the server.
             self._process = subprocess.Popen(

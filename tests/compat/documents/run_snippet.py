@@ -43,9 +43,14 @@ def main() -> None:
     e2b_code_interpreter.Sandbox.__enter__ = enter_seeded
     # The document imports the class once, at its top, and uses it on every page after that.
     namespace = {"__name__": "__main__", "Sandbox": e2b_code_interpreter.Sandbox}
-    for name in ("prelude.py", "snippet.py"):
-        exec(compile(Path(name).read_text(), name, "exec"), namespace)
-    namespace.pop("sandbox", None)
+    try:
+        for name in ("prelude.py", "snippet.py"):
+            exec(compile(Path(name).read_text(), name, "exec"), namespace)
+    finally:
+        # Some snippets leave their sandbox to its time-out; a test does not wait for that.
+        for value in namespace.values():
+            if isinstance(value, e2b_code_interpreter.Sandbox):
+                value.kill()
 
 
 warnings.simplefilter("ignore", ResourceWarning)  # the snippets do not close what they open

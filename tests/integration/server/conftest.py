@@ -1,5 +1,5 @@
 """A real server, and the claim that nothing of its sandboxes is left behind."""
 
-from tests.support.fixtures import leaves_nothing_behind, own_server, sandboxes, server
+from tests.support.fixtures import leaves_nothing_behind
 
-__all__ = ["leaves_nothing_behind", "own_server", "sandboxes", "server"]
+__all__ = ["leaves_nothing_behind"]

@@ -63,8 +63,18 @@ printf 'sandbox\n' >/etc/hostname
 rm -f /etc/resolv.conf
 : >/etc/resolv.conf
 
+# --- manuals and translations of the essential packages; dpkg leaves out those of all others ---------------------------
+rm -rf /usr/share/man/* /usr/share/info/* /usr/share/locale/*
+find /usr/share/doc -mindepth 1 ! -type d ! -name copyright -delete
+find /usr/share/doc -mindepth 1 -type d -empty -delete
+
 # --- apt: no translations, no fsync after each file; all else as Debian has it ----------------------------------------
 rm -f /etc/apt/apt.conf.d/99mmdebstrap
 printf 'Acquire::Languages "none";\n' >/etc/apt/apt.conf.d/90cloche
+# Programs written for E2B call apt as `user`, as its documents print it; root is one password-less sudo away.
+for name in apt apt-get; do
+    printf '#!/bin/sh\n[ "$(id -u)" = 0 ] || exec sudo -nE /usr/bin/%s "$@"\nexec /usr/bin/%s "$@"\n' "$name" "$name" >"/usr/local/bin/$name"
+    chmod 0755 "/usr/local/bin/$name"
+done
 
 rm -rf /.build /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/*.log /var/log/apt/* /tmp/* /root/.npm
