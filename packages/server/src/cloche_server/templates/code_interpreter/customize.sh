@@ -65,6 +65,8 @@ rm -f /etc/resolv.conf
 
 # --- manuals and translations of the essential packages; dpkg leaves out those of all others ---------------------------
 rm -rf /usr/share/man/* /usr/share/info/* /usr/share/locale/*
+# Some packages' scripts make links in these.
+for section in 1 2 3 4 5 6 7 8; do mkdir -p "/usr/share/man/man$section"; done
 find /usr/share/doc -mindepth 1 ! -type d ! -name copyright -delete
 find /usr/share/doc -mindepth 1 -type d -empty -delete
 
