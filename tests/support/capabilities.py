@@ -1,6 +1,5 @@
 """What this machine can do, found out by trying it. Tests ask with `@pytest.mark.needs("userns", "crun")`."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,6 +8,8 @@ import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+from cloche_server.templates import host_settings, manifest, recipe
 
 FLOOR = Path(__file__).with_name("floor.toml")
 
@@ -87,11 +88,12 @@ def _internet() -> str | None:
 
 
 def _template() -> str | None:
+    # By the recipe's hash: a server that finds an older build would make a new one first, for each test anew.
     folder = templates_folder()
-    for manifest in folder.glob("*/manifest.json"):
-        if json.loads(manifest.read_text()).get("name") == "code-interpreter-v1":
-            return None
-    return f"no finished template code-interpreter-v1 in {folder}"
+    found = manifest.newest(folder, recipe.TEMPLATE_ID)
+    if found is None or found.recipe_hash != recipe.Recipe(host_settings.read()).hash:
+        return f"no up-to-date build of the default template in {folder}: make setup"
+    return None
 
 
 def _command(*names: str) -> Callable[[], str | None]:
