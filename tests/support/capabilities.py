@@ -91,7 +91,7 @@ def _template() -> str | None:
     # By the recipe's hash: a server that finds an older build would make a new one first, for each test anew.
     folder = templates_folder()
     found = manifest.newest(folder, recipe.TEMPLATE_ID)
-    if found is None or found.recipe_hash != recipe.Recipe(host_settings.read()).hash:
+    if found is None or found.recipe_hash != recipe.Recipe(host_settings.extra_certificates()).hash:
         return f"no up-to-date build of the default template in {folder}: make setup"
     return None
 
