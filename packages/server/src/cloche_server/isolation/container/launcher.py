@@ -145,13 +145,18 @@ def _run_crun(request: LaunchRequest, inherited: list[int]) -> int:
         "--preserve-fds", str(len(listeners)), "--pid-file", pid_file,
         "--bundle", f"{request.folder}/bundle", request.sandbox_id,
     ]  # fmt: skip
-    result = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
-        pass_fds=kept, timeout=CRUN_TIMEOUT_S, env={"PATH": os.defpath + ":/usr/sbin:/sbin"},
-    )  # fmt: skip
-    if result.returncode != 0:
+    # SAFETY: pipes of this sandbox alone. crun gives its standard streams to the sandbox's root; were they
+    # /dev/null, the host's device would be his from then on, to chmod through the bind mount inside.
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        argv, stdin=reading, stdout=writing, stderr=writing,
+        pass_fds=kept, env={"PATH": os.defpath + ":/usr/sbin:/sbin"},
+    ) as crun:  # fmt: skip
+        os.close(writing)
+        status = crun.wait(CRUN_TIMEOUT_S)
+    if status != 0:
         reason = Path(log).read_text(errors="replace").strip()[-500:] if Path(log).exists() else ""
-        raise OSError(f"crun run failed with {result.returncode}: {reason or 'no message'}")
+        raise OSError(f"crun run failed with {status}: {reason or 'no message'}")
     return int(Path(pid_file).read_text())
 
 
