@@ -1,10 +1,8 @@
 """The devices that a sandbox is shown are the host's own: nothing inside may come to own one."""
 
-import os
 from pathlib import Path
 
 import pytest
-
 from tests.integration.isolation.conftest import NEEDS_CONTAINERS, Workshop
 
 pytestmark = [pytest.mark.anyio, NEEDS_CONTAINERS]
@@ -14,12 +12,12 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 def owners() -> dict[str, tuple[int, int]]:
     """Owner and mode of each device, as the host sees them."""
-    found = {name: os.stat(Path("/dev") / name) for name in DEVICES}
+    found = {name: (Path("/dev") / name).stat() for name in DEVICES}
     return {name: (status.st_uid, status.st_mode) for name, status in found.items()}
 
 
 async def test_no_device_of_the_host_changes_hands_when_a_sandbox_starts(container: Workshop) -> None:
-    """crun gives its standard streams to the sandbox's root; the host's null device must not be one of them."""
+    """crun gives its standard streams to the sandbox's root: the host's device is none of them."""
     before = owners()
     assert before["null"][0] == 0
     await container.start()
