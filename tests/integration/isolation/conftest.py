@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
-from tests.support import census
+from tests.support.block import await_nothing
 
 from cloche_server.ids import new_sandbox_id
 from cloche_server.isolation import syscalls
@@ -183,13 +183,13 @@ async def container(folder: Path, tree: RuntimeTree, block: Block) -> Any:
         return driver
 
     mounts = own_mounts()
-    with census.nothing_left():
-        workshop = Workshop(make(), make, folder, tree, block.number)
-        yield workshop
-        await workshop.close()
-        assert workshop.driver.leftovers() == set()
-        for driver in opened:
-            driver.close()
+    workshop = Workshop(make(), make, folder, tree, block.number)
+    yield workshop
+    await workshop.close()
+    assert workshop.driver.leftovers() == set()
+    for driver in opened:
+        driver.close()
+    await_nothing(block.number)
     assert own_mounts() == mounts
 
 

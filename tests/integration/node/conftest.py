@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.integration.node import node_program
-from tests.support import capabilities, census
+from tests.support import block, capabilities
 from tests.support.waiting import until
 
 from cloche_server import link
@@ -160,13 +160,14 @@ def _made(tree: RuntimeTree) -> Iterator[NodeProcess]:
     state = Path(tempfile.mkdtemp(prefix="n"))
     state.chmod(0o755)
     node = NodeProcess(state, tree)
-    with census.nothing_left([state]):
+    node.start()
+    number = block.number_of(state)
+    yield node
+    if not node.is_running:
         node.start()
-        yield node
-        if not node.is_running:
-            node.start()
-        asyncio.run(node.drain())
-        assert node.stop() == 0, node.log.read_text()[-3000:]
+    asyncio.run(node.drain())
+    assert node.stop() == 0, node.log.read_text()[-3000:]
+    block.await_nothing(number)
     assert "Traceback" not in node.log.read_text()
     shutil.rmtree(state)
 

@@ -1,7 +1,8 @@
 """The node as tests run it: `node_program.py CONFIG TREE [STEP:COUNT]`.
 
 The runtime tree is made once for all tests. With a crash point, the process kills itself as soon as the named
-step has been done for the given time, as `kill -9` would in that moment; counted from when `STATE/armed` is there.
+step has been done for the given time, as `kill -9` would in that moment; steps count once `STATE/armed` is
+there.
 """
 
 import functools

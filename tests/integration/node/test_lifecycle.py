@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from tests.integration.node.conftest import NEEDS_A_NODE, NodeProcess, healthy
-from tests.support import census
+from tests.support import block
+from tests.support.waiting import until
 
 from cloche_server import link
 from cloche_server.node import messages
@@ -19,13 +20,13 @@ pytestmark = [pytest.mark.anyio, NEEDS_A_NODE]
 
 async def test_created_sandbox_answers_and_killed_one_is_gone(node: NodeProcess) -> None:
     """The agent answers as soon as the create does, and a kill leaves nothing of it."""
-    with census.nothing_left([node.state]):
-        sandbox_id = await node.create()
-        assert await healthy(node, sandbox_id)
-        assert sandbox_id in await node.alive()
-        await node.end(sandbox_id)
-        assert sandbox_id not in await node.alive()
-        assert not (node.state / "node" / "journal" / f"{sandbox_id}.json").exists()
+    sandbox_id = await node.create()
+    assert await healthy(node, sandbox_id)
+    assert await node.alive() == {sandbox_id}
+    await node.end(sandbox_id)
+    assert await node.alive() == set()
+    assert block.remains(block.number_of(node.state)) == []
+    assert not (node.state / "node" / "journal" / f"{sandbox_id}.json").exists()
 
 
 async def test_killing_twice_is_not_found(node: NodeProcess) -> None:
@@ -122,18 +123,17 @@ async def test_dial_reaches_a_service_on_either_address_and_no_closed_port(node:
 
 async def test_drained_node_leaves_no_trace_of_itself(own_node: NodeProcess) -> None:
     """No table, control group, interface and folder; and no create is taken any more."""
-    block = _own_block(own_node)
+    number = block.number_of(own_node.state)
     for _ in range(2):
         await own_node.create()
-    assert f"cloche_{block}" in _tables()
+    assert f"cloche_{number}" in _tables()
     await own_node.drain()
     with pytest.raises(Unavailable):
         await own_node.create()
     assert own_node.stop() == 0
-    assert f"cloche_{block}" not in _tables()
-    assert list(Path("/sys/fs/cgroup").glob(f"*/cloche-{block}")) == []
-    assert not (Path("/sys/fs/cgroup") / f"cloche-{block}").exists()
-    assert [path.name for path in Path("/sys/class/net").glob(f"cl{block}-*")] == []
+    assert f"cloche_{number}" not in _tables()
+    assert block.remains(number) == []
+    assert _groups(number) == []
     for folder in ("sandboxes", "trash", "run/agents", "node/journal"):
         assert list((own_node.state / folder).iterdir()) == []
 
@@ -150,23 +150,20 @@ async def test_drain_that_meets_creates_leaves_nothing_of_them(own_node: NodePro
 
     async with asyncio.TaskGroup() as tasks:
         creates = [tasks.create_task(create()) for _ in range(10)]
-        while not await _begun(own_node):
-            await asyncio.sleep(0)
+        await asyncio.to_thread(_await_folder, own_node.state / "sandboxes")
         await own_node.drain()
     assert not all(task.result() for task in creates)
     assert await own_node.alive() == set()
     assert list((own_node.state / "sandboxes").iterdir()) == []
 
 
-async def _begun(node: NodeProcess) -> int:
-    return sum(1 for _ in (node.state / "sandboxes").iterdir())
+def _await_folder(parent: Path) -> None:
+    until(lambda: any(parent.iterdir()), within_s=20, every_s=0.001, what="a create that has begun")
 
 
-def _own_block(node: NodeProcess) -> int:
-    for path in Path("/run/cloche/blocks").iterdir():
-        if f'"{node.state}"' in path.read_text():
-            return int(path.name)
-    raise AssertionError("no block")
+def _groups(number: int) -> list[Path]:
+    root = Path("/sys/fs/cgroup")
+    return [*root.glob(f"*/cloche-{number}"), *root.glob(f"cloche-{number}")]
 
 
 def _tables() -> str:

@@ -102,7 +102,7 @@ async def test_public_host_is_reached_online_and_not_offline(
 
 
 async def test_denied_ranges_are_not_reached(node: NodeProcess, world: outside.Outside) -> None:
-    """Private, link-local, shared and metadata addresses stay closed, although the host has routes to them."""
+    """Private, link-local, shared and metadata addresses stay closed; the host has routes to them."""
     sandbox_id = await node.create()
     assert await reaches(node, sandbox_id, *((address, outside.PORT) for address in outside.DENIED)) == set()
     assert set(world.reached()) <= {outside.PUBLIC}
