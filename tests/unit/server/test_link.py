@@ -79,7 +79,9 @@ async def test_method_and_parameters_arrive(serving: Serving) -> None:
         assert answer == {"method": "any", "params": {"number": 1}}
 
 
-@pytest.mark.parametrize("kind", error_types().values(), ids=error_types().keys())
+@pytest.mark.parametrize(
+    "kind", [kind for kind in error_types().values() if kind.__module__ == "cloche_wire.errors"]
+)
 async def test_error_comes_back_as_the_same_class(serving: Serving, kind: type[Internal]) -> None:
     async def fail(method: str, params: msgspec.Raw) -> link.Answer:
         raise kind("it failed: 1", hint="do that")
