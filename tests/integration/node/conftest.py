@@ -157,19 +157,21 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RuntimeTree:
 
 
 def _made(tree: RuntimeTree) -> Iterator[NodeProcess]:
-    state = Path(tempfile.mkdtemp(prefix="n"))
-    state.chmod(0o755)
-    node = NodeProcess(state, tree)
-    node.start()
-    number = block.number_of(state)
-    yield node
-    if not node.is_running:
+    with contextlib.ExitStack() as cleaning:
+        state = Path(tempfile.mkdtemp(prefix="n"))  # short, since sockets lie in it
+        cleaning.callback(shutil.rmtree, state)
+        state.chmod(0o755)
+        node = NodeProcess(state, tree)
         node.start()
-    asyncio.run(node.drain())
-    assert node.stop() == 0, node.log.read_text()[-3000:]
-    block.await_nothing(number)
-    assert "Traceback" not in node.log.read_text()
-    shutil.rmtree(state)
+        cleaning.callback(node.kill)
+        number = block.number_of(state)
+        yield node
+        if not node.is_running:
+            node.start()
+        asyncio.run(node.drain())
+        assert node.stop() == 0, node.log.read_text()[-3000:]
+        block.await_nothing(number)
+        assert "Traceback" not in node.log.read_text()
 
 
 @pytest.fixture(scope="module")
