@@ -11,9 +11,9 @@ from cloche_server.cli.main import VERBS
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "specs" / "COMPATIBILITY.md"])
 COMMANDS_RUN = re.compile(
-    r"make (up|down|setup|test|bench)( [A-Z]+=\S+)*"  # the Makefile's own targets; see the test below
+    r"make \w+"  # the Makefile's own targets; see the test below
     r"|cloche (\w+)( .*)?"
-    r"|uv run (pytest|ruff|pyright)\b.*"
+    r"|\.venv/bin/python -m pytest .*"
     r'|eval "\$\(cloche env\)"'
     r"|git clone \S+( \S+)?|cd \S+|pip install \S+|python3? .*|export \w+=.*|curl .*"
 )
@@ -31,14 +31,18 @@ def test_every_shown_command_is_one_we_run(page: Path) -> None:
     commands = [line.split("  #")[0].split(" #")[0].strip() for line in lines]
     unknown = [command for command in commands if command and not command.startswith("#")]
     assert not [command for command in unknown if not COMMANDS_RUN.match(command)]
-    verbs = {found[1] for command in commands if (found := re.match(r"(?:uv run )?cloche (\w+)", command))}
+    verbs = {found[1] for command in commands if (found := re.match(r"cloche (\w+)", command))}
     assert verbs <= set(VERBS)
 
 
 def test_every_shown_make_target_exists() -> None:
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = "\n".join(page.read_text() for page in PAGES)
-    shown = set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE))
+    shown = {
+        word
+        for line in re.findall(r"(?:^|`)make ([a-z][a-z ]*)", text, re.MULTILINE)
+        for word in line.split()
+    }
     assert shown <= targets
 
 

@@ -2,7 +2,8 @@
 
 Everything is found by what it is, not by the server's own books: processes by the user they run as,
 cgroups, interfaces and firewall rules by their names, mounts in any process's view, folders on disk.
-Nothing that belongs to the server itself counts: it may be running before, after and meanwhile.
+Nothing that belongs to the server itself counts: it may be running before, after and meanwhile. Of several
+servers on one machine only those of this session count, told apart by their blocks.
 """
 
 import contextlib
@@ -12,11 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cloche_server.isolation.base import first_id
+from cloche_server.node.slots import SLOTS
+from tests.support.block import number_of
 from tests.support.waiting import until
 
 SANDBOX_UIDS = range(0x1000_0000, 0xFFFF_0000)
 """Users that only sandboxes have: no account and no server process lies in it."""
 SANDBOX_ID = r"i[a-z0-9]{20}"
+_blocks: set[int] = set()
+"""Blocks that servers of this session have had."""
 
 
 class Census(NamedTuple):
@@ -51,6 +57,11 @@ def count(states: Iterable[Path] = ()) -> Census:
     )
 
 
+def watch(state: Path) -> None:
+    """Count what belongs to the server that runs on this state folder, from now on."""
+    _blocks.add(number_of(state))
+
+
 @contextlib.contextmanager
 def nothing_left(states: Iterable[Path] = (), *, within_s: float = 10.0) -> Iterator[None]:
     """Claim that the block leaves nothing behind; what goes off the request path has `within_s` to go."""
@@ -70,8 +81,9 @@ def nothing_left(states: Iterable[Path] = (), *, within_s: float = 10.0) -> Iter
 
 
 def _sandbox_processes() -> Iterator[str]:
+    ranges = [range(first_id(number * SLOTS), first_id((number + 1) * SLOTS)) for number in _blocks]
     for pid, uid in processes():
-        if uid in SANDBOX_UIDS:
+        if any(uid in ids for ids in ranges):
             with contextlib.suppress(OSError):
                 yield f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
 
@@ -92,7 +104,8 @@ def processes() -> Iterator[tuple[int, int]]:
 
 
 def _named_folders(root: Path) -> Iterator[str]:
-    named = re.compile(rf"(^|[-/])cloche.*{SANDBOX_ID}|{SANDBOX_ID}$")
+    numbers = "|".join(map(str, _blocks)) or "none"
+    named = re.compile(rf"/cloche-({numbers})/")
     pending = [root]
     while pending:
         folder = pending.pop()
@@ -107,7 +120,7 @@ def _named_folders(root: Path) -> Iterator[str]:
 def _interfaces() -> Iterator[str]:
     for line in Path("/proc/net/dev").read_text().splitlines()[2:]:
         name = line.split(":")[0].strip()
-        if name.startswith("cl"):
+        if name.startswith(tuple(f"cl{number}-" for number in _blocks)):
             yield name
 
 
@@ -118,7 +131,8 @@ def _rules() -> Iterator[str]:
         table = ""
         for line in done.stdout.splitlines():
             table = line if line.startswith("table ") else table
-            if "cloche" in table and re.search(rf'"cl\w+"|{SANDBOX_ID}', line):
+            owner = table.strip(" {").rpartition("cloche_")[2]
+            if owner in map(str, _blocks) and re.search(rf'"cl\w+-\d+"|{SANDBOX_ID}', line):
                 yield f"{table.strip(' {')}: {line.strip()}"
 
 

@@ -17,7 +17,7 @@ from cloche_server import link
 from cloche_server.cli.env import variables
 from cloche_server.cli.lock import running_server
 from cloche_wire.errors import ClocheError
-from tests.support import templates
+from tests.support import census, templates
 from tests.support.waiting import until
 
 PARTS = ("node", "api", "edge")
@@ -65,6 +65,7 @@ class Server:
                 argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self.wait_until_healthy(within_s=START_S)
+        census.watch(self.state)
         return self
 
     def wait_until_healthy(self, *, within_s: float) -> None:
