@@ -37,6 +37,8 @@ def test_every_thread_is_confined_alike(pair: Pair) -> None:
     init = init_pid(pair.a)
     maps = Path(f"/proc/{init}/uid_map").read_text()
     for process in host_processes(pair.a):
+        if not Path(f"/proc/{process.pid}").exists():
+            continue  # it has ended since
         assert Path(f"/proc/{process.pid}/uid_map").read_text() == maps
         for thread in _threads(process.pid):
             assert status(process.pid, "Seccomp", thread=thread) == "2"

@@ -23,7 +23,7 @@ def reach(target):
     except OSError:
         return None
     return target
-with concurrent.futures.ThreadPoolExecutor(128) as pool:
+with concurrent.futures.ThreadPoolExecutor(512) as pool:
     print(*filter(None, pool.map(reach, sys.stdin.read().split())))
 """
 

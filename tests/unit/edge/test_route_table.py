@@ -47,6 +47,18 @@ async def test_an_unknown_sandbox_is_not_found(table: RouteTable, monkeypatch: p
     assert await table.find_by_token("wrong") is None
 
 
+async def test_a_new_sandbox_is_waited_for_while_the_feed_is_down(
+    table: RouteTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route_table, "LATE_ROUTE_S", 0.0)
+    table._is_fed = False  # as `follow` leaves it when the node goes away
+    async with asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(table.find("itwo"))
+        await asyncio.sleep(0)
+        table.replace([route("ione"), route("itwo")])
+    assert asked.result().sandbox_id == "itwo"
+
+
 async def test_a_sandbox_known_to_be_gone_is_not_waited_for(table: RouteTable) -> None:
     table.remove("ione")
     async with asyncio.timeout(route_table.LATE_ROUTE_S / 2):

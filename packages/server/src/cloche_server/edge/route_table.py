@@ -57,6 +57,8 @@ class RouteTable:
         self._loaded = asyncio.Event()
         self._changed = asyncio.Event()
         self._waiting = 0
+        self._is_fed = False
+        """Whether the node's feed is being read now; without it an unknown sandbox may yet be a new one."""
 
     async def follow(self) -> NoReturn:
         """Keep the table up to date until cancelled, over any number of restarts of the node."""
@@ -71,6 +73,7 @@ class RouteTable:
                         self._apply(*item)
             except (ClocheError, OSError, msgspec.DecodeError) as error:
                 log.debug("edge.routes_failed", error=str(error))
+            self._is_fed = False
             if self._loaded.is_set() and pause_s == _RETRY_FIRST_S:
                 log.warning("edge.routes_lost", known=len(self._routes))
             await asyncio.sleep(pause_s)
@@ -84,7 +87,9 @@ class RouteTable:
             self.remove(sandbox_id)
         for route in routes:
             self.add(route)
+        self._is_fed = True
         self._loaded.set()
+        self._notify()
         log.info("edge.routes_loaded", known=len(routes))
 
     def add(self, route: Route) -> None:
@@ -125,7 +130,7 @@ class RouteTable:
         await self._wait_until_loaded()
         route = self._routes.get(sandbox_id)
         if route is None and sandbox_id not in self._gone:
-            await self.wait_for(lambda: sandbox_id in self._routes, LATE_ROUTE_S)
+            await self._await_late(lambda: sandbox_id in self._routes)
             route = self._routes.get(sandbox_id)
         if route is None:
             raise sandbox_not_found(sandbox_id)
@@ -142,9 +147,18 @@ class RouteTable:
         await self._wait_until_loaded()
         digest = _digest(token)
         if digest not in self._by_token:
-            await self.wait_for(lambda: digest in self._by_token, LATE_ROUTE_S)
+            await self._await_late(lambda: digest in self._by_token)
         sandbox_id = self._by_token.get(digest)
         return None if sandbox_id is None else self._routes.get(sandbox_id)
+
+    async def _await_late(self, claim: Callable[[], bool]) -> None:
+        """Give a route a moment to turn up; while the feed is down, the moment begins when it is back.
+
+        A restarted node makes sandboxes at once. They must not be told gone before its list has been read.
+        """
+        if not self._is_fed:
+            await self.wait_for(lambda: self._is_fed or claim(), FIRST_TABLE_S)
+        await self.wait_for(claim, LATE_ROUTE_S)
 
     async def wait_for(self, claim: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until a claim about the table holds; False if not in time, or if too many wait already."""
