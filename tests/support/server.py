@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -40,6 +41,15 @@ class Server:
     def key(self) -> str:
         """The first API key, as the server wrote it down for the one who runs it."""
         return (self.state / "api-key").read_text().strip()
+
+    def new_key(self, team: str) -> str:
+        """Make a key of another team, as the operator would."""
+        argv = [sys.executable, "-m", "cloche_server.cli.main", "key", "create", f"key of {team}"]
+        argv += ["--team", team, "--state", str(self.state)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        found = re.search(r"e2b_[0-9a-f]{40}", done.stdout)
+        assert found, done.stdout
+        return found[0]
 
     @property
     def env(self) -> dict[str, str]:

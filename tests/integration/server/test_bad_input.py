@@ -31,14 +31,13 @@ def test_a_wrong_key_is_not_let_in(server: Server, key: str, request_line: str) 
     assert answer.json()["code"] == 401
 
 
-@pytest.mark.parametrize(
-    "request_line",
-    [
-        "GET /sandboxes/{}", "DELETE /sandboxes/{}", "POST /sandboxes/{}/timeout",
-        "POST /sandboxes/{}/refreshes",
-        "POST /v2/sandboxes/{}/connect", "POST /sandboxes/{}/connect",
-    ],
-)  # fmt: skip
+ROUTES_OF_ONE = [
+    "GET /sandboxes/{}", "DELETE /sandboxes/{}", "POST /sandboxes/{}/timeout", "POST /sandboxes/{}/refreshes",
+    "POST /v2/sandboxes/{}/connect", "POST /sandboxes/{}/connect",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("request_line", ROUTES_OF_ONE)
 def test_an_unknown_sandbox_is_not_found_on_every_route(server: Server, request_line: str) -> None:
     """An id nobody has: 404, and the same words on each route."""
     method, path = request_line.format(UNKNOWN_ID).split()
@@ -46,6 +45,21 @@ def test_an_unknown_sandbox_is_not_found_on_every_route(server: Server, request_
     assert answer.status_code == 404
     assert answer.json()["code"] == 404
     assert UNKNOWN_ID in answer.json()["message"]
+
+
+def test_a_foreign_sandbox_looks_like_an_unknown_one(server: Server, sandboxes: MakeSandbox) -> None:
+    """Another team's key gets the same status and the same words for a live sandbox as for none."""
+    sandbox, key = sandboxes(), server.new_key("strangers")
+    for request_line in ROUTES_OF_ONE:
+        answers: list[tuple[int, str]] = []
+        for sandbox_id in (sandbox.sandbox_id, UNKNOWN_ID):
+            method, path = request_line.format(sandbox_id).split()
+            answer = server.request(method, path, key=key, json={"timeout": 60, "duration": 60})
+            answers.append((answer.status_code, answer.text.replace(sandbox_id, "ID")))
+        assert answers[0] == answers[1]
+        assert answers[0][0] == 404
+    assert server.request("GET", "/v2/sandboxes", key=key).json() == []
+    assert sandbox.is_running()
 
 
 @pytest.mark.parametrize("timeout", [-1, 86_401, 2**63, "soon", 1e309, None])

@@ -1,6 +1,7 @@
 """Sandboxes come and go, and leave nothing."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.support import census
@@ -13,8 +14,22 @@ pytestmark = NEEDS_A_SERVER
 
 
 @pytest.mark.timeout(300)
+def test_200_create_run_kill_cycles_leave_nothing_behind(server: Server, sandboxes: MakeSandbox) -> None:
+    """Three at a time; everything of every one of them is gone afterwards, and the server knows of none."""
+
+    def cycle(number: int) -> None:
+        sandbox = sandboxes()
+        assert sandbox.commands.run(f"echo {number}").stdout == f"{number}\n"
+        assert sandbox.kill()
+
+    with census.nothing_left([server.state]), ThreadPoolExecutor(3) as pool:
+        list(pool.map(cycle, range(200)))
+    assert server.request("GET", "/v2/sandboxes").json() == []
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("cycles", [20, pytest.param(200, marks=pytest.mark.nightly)])
-def test_create_run_kill_cycles_leave_nothing_behind(
+def test_create_run_code_kill_cycles_leave_nothing_behind(
     server: Server, sandboxes: MakeSandbox, cycles: int
 ) -> None:
     """Process, mount, cgroup, interface, rule, folder and slot of every one of them are gone afterwards."""
