@@ -57,9 +57,21 @@ def count(states: Iterable[Path] = ()) -> Census:
     )
 
 
-def watch(state: Path) -> None:
-    """Count what belongs to the server that runs on this state folder, from now on."""
-    _blocks.add(number_of(state))
+def watch(state: Path) -> int:
+    """Count what belongs to the server that runs on this state folder, from now on; return its block."""
+    number = number_of(state)
+    _blocks.add(number)
+    return number
+
+
+def traces(number: int) -> list[str]:
+    """What a server itself has while it runs, and gives back when it ends in order: tables and parent groups."""
+    groups = Path("/sys/fs/cgroup")
+    found = [
+        str(path) for pattern in ("cloche-{}", "*/cloche-{}") for path in groups.glob(pattern.format(number))
+    ]
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
+    return found + [line for line in tables.splitlines() if line.endswith(f" cloche_{number}")]
 
 
 @contextlib.contextmanager

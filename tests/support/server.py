@@ -35,6 +35,7 @@ class Server:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = state.parent / f"{state.name}.log"
+        self._block = -1
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -75,7 +76,7 @@ class Server:
                 argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self.wait_until_healthy(within_s=START_S)
-        census.watch(self.state)
+        self._block = census.watch(self.state)
         return self
 
     def wait_until_healthy(self, *, within_s: float) -> None:
@@ -124,6 +125,7 @@ class Server:
             process.wait(timeout=10)
             raise AssertionError(f"the server did not end within 30 s\n{self.tail()}") from None
         assert code == 0, f"the server ended with {code}\n{self.tail()}"
+        assert not census.traces(self._block)
 
     def tail(self, lines: int = 40) -> str:
         """The end of its log."""
