@@ -18,6 +18,7 @@ from cloche_server.node.messages import (
     SandboxState,
     SetTimeout,
 )
+from cloche_server.placement import local
 from cloche_server.placement.base import LinkUp
 from cloche_server.placement.local import LocalPlacement
 from cloche_server.placement.policy import Node, choose_node
@@ -103,11 +104,32 @@ async def test_a_watch_comes_up_then_tells_of_ends_then_is_over(
         assert [event async for event in events] == [LinkUp(), SandboxEnded("iabc", "timeout")]
 
 
-async def test_a_node_that_is_not_there_is_unavailable(placement: LocalPlacement) -> None:
+async def test_a_node_that_is_not_there_is_unavailable(
+    placement: LocalPlacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "ABSENCE_S", 0.1)
     with pytest.raises(Unavailable):
         await placement.list()
     with pytest.raises(Unavailable):
         await anext(placement.watch())
+
+
+async def test_a_call_waits_for_a_node_that_is_being_started_again(
+    placement: LocalPlacement, socket_path: Path
+) -> None:
+    async def nothing(method: str, params: msgspec.Raw) -> Answer:
+        return Answer([])
+
+    async with anyio.create_task_group() as tasks:
+
+        async def start_later() -> None:
+            await anyio.wait_all_tasks_blocked()
+            with link.listen(socket_path, owner_uid=socket_path.parent.stat().st_uid) as listener:
+                await link.serve(listener, nothing)
+
+        tasks.start_soon(start_later)
+        assert await placement.list() == ()
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_node_that_does_not_answer_is_late(placement: LocalPlacement, socket_path: Path) -> None:
