@@ -65,7 +65,7 @@ def watch(state: Path) -> int:
 
 
 def traces(number: int) -> list[str]:
-    """What a server itself has while it runs, and gives back when it ends in order: tables and parent groups."""
+    """What a server itself has while it runs, and gives back at its end: its table and its parent groups."""
     groups = Path("/sys/fs/cgroup")
     found = [str(path) for above in ("", "*/") for path in groups.glob(f"{above}cloche-{number}")]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
