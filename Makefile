@@ -33,6 +33,7 @@ compat:         ## The official clients against a live server; as root
 security:       ## One file per boundary; as root
 	@$(PYTEST) tests/security
 bench:          ## Measure the running server against its promises
+	@tools/official-clients
 	@$(BIN)/cloche bench --state "$(STATE)"
 sync-sdk:       ## Write the synchronous SDK from the asynchronous one
 	@$(BIN)/python tools/unasync.py

@@ -34,6 +34,7 @@ from cloche_server.config import Config
 from cloche_server.templates import manifest, recipe
 from cloche_wire.errors import InvalidArgument, NotFound
 
+MIN_WIDTH = 100
 WARM_UPS = 3
 SOURCE_TREE = Path(__file__).resolve().parents[5]
 
@@ -207,7 +208,7 @@ def _commands(config: Config, client: Path) -> tuple[list[str], list[str]]:
     if not (folder / "official_client.py").exists():
         raise NotFound(f"no benchmarks here: {folder}", hint="run it from a source tree")
     if not client.exists():
-        raise NotFound(f"no environment with the official client: {client}", hint="make setup")
+        raise NotFound(f"no environment with the official client: {client}", hint="make bench")
     if os.geteuid() != 0:
         raise InvalidArgument("the baselines need root", hint="run it with sudo")
     template = manifest.newest(config.templates_dir, recipe.TEMPLATE_ID)
@@ -245,7 +246,7 @@ def _show(report: Report) -> None:
         base = [f"{bare.percentile(share):.1f}" for share in (0.5, 0.95)]
         ratio = f"{own.percentile(0.5) / bare.percentile(0.5):.2f}"
         table.add_row(figure.name, *times, str(len(own.failures)), figure.baseline, *base, ratio)
-    Console().print(table)
+    Console(width=max(Console().width, MIN_WIDTH)).print(table)  # a name cut short names nothing
     for figure in report.figures:
         for failure in dict.fromkeys([*figure.samples.failures, *figure.baseline_samples.failures]):
             click.echo(f"{figure.name}: {failure}", err=True)
