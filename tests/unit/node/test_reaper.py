@@ -27,6 +27,21 @@ async def test_time_out_ends_by_the_boot_clock(node: Node) -> None:
         reaping.cancel()
 
 
+async def test_deadline_that_passed_while_the_machine_was_suspended_is_met(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "LONGEST_SLEEP_S", 0.01)
+    async with node.machine() as m:
+        reaping = m.tasks.create_task(reaper.run(m))
+        await create.create(m, request_for("a", timeout_s=60))
+        ends = m.ends.listen()
+        await asyncio.sleep(0)
+        node.clock.elapsed_s += 60  # and nobody tells the reaper
+        async with asyncio.timeout(10):
+            assert (await anext(ends)).data.reason == "timeout"  # type: ignore[attr-defined]
+        reaping.cancel()
+
+
 async def test_wall_clock_jump_ends_nothing(node: Node) -> None:
     async with node.machine() as m:
         reaping = m.tasks.create_task(reaper.run(m))

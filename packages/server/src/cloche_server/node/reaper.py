@@ -11,6 +11,9 @@ from cloche_server.node import kill
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import SandboxState, SetTimeout
 
+LONGEST_SLEEP_S = 1.0
+"""The event loop sleeps by CLOCK_MONOTONIC, which stands still while the machine is suspended; deadlines do not."""
+
 
 def set_timeout(machine: Machine, request: SetTimeout) -> SandboxState:
     """Move a running sandbox's end to `timeout_s` from now.
@@ -30,7 +33,7 @@ def set_timeout(machine: Machine, request: SetTimeout) -> SandboxState:
 async def run(machine: Machine) -> None:
     """End sandboxes as their deadlines come, until cancelled.
 
-    Sleeps until the earliest; a change wakes it.
+    Sleeps until the earliest, or a second at most; a change wakes it.
     """
     while True:
         machine.deadlines_changed.clear()
@@ -49,4 +52,4 @@ async def run(machine: Machine) -> None:
 
 def _until_next(running: list[Live], now: float) -> float | None:
     waits = [live.record.deadline_boot_s - now for live in running if live.record.deadline_boot_s > now]
-    return min(waits, default=None)
+    return min([*waits, LONGEST_SLEEP_S]) if waits else None
