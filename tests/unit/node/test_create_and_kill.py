@@ -300,6 +300,22 @@ async def test_restart_goes_on_with_an_end_that_was_under_way(node: Node) -> Non
         assert node.remains() == {}
 
 
+async def test_restart_does_not_wait_for_a_sandbox_that_the_kernel_holds(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "PATIENCE_S", 0.05)
+    async with node.machine(dies=True) as m:
+        await create.create(m, request_for("a"))
+    node.driver.refusals.append(Internal("held"))
+    async with node.machine() as second:
+        second.boot_id = "another"
+        found = await reconcile.reconcile(second)
+        assert (found.adopted, found.ended) == (0, 1)
+        assert second.slots.taken == {second.live[A].record.slot}
+        await second.live[A].gone.wait()
+        assert node.remains() == {}
+
+
 async def test_restart_removes_what_nobody_knows(node: Node) -> None:
     async with node.machine(dies=True) as m:
         await create.create(m, request_for("a"))

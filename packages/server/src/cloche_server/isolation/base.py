@@ -99,7 +99,7 @@ class Driver(Protocol):
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         """Start the sandbox's init with `spec.argv`; limits hold before its first instruction.
 
-        Leaves: the sandbox's init running; or, on any error, nothing of it.
+        Leaves: the sandbox's init running; or, on any error, what `destroy` takes away, with no init known.
 
         Raises:
             Internal: A control could not be put in place; the message names it. Nothing of the tenant ran.

@@ -12,7 +12,7 @@ from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import SandboxState, SetTimeout
 
 LONGEST_SLEEP_S = 1.0
-"""The event loop sleeps by CLOCK_MONOTONIC, which stands still while the machine is suspended; deadlines do not."""
+"""The event loop sleeps by CLOCK_MONOTONIC, which stands still while the machine is suspended."""
 
 
 def set_timeout(machine: Machine, request: SetTimeout) -> SandboxState:

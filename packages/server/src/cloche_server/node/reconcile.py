@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
 
 log = structlog.get_logger()
+
+PATIENCE_S = 10.0
+"""How long the start waits for lost sandboxes to go: one that the kernel holds must not keep the rest away."""
 
 
 class Reconciled(NamedTuple):
@@ -26,25 +30,36 @@ async def reconcile(machine: Machine) -> Reconciled:
     """Adopt every sandbox that still runs, finish what was half done, remove what nobody knows.
 
     Requires: nothing is served yet.
-    Leaves: `machine.live` holds exactly the sandboxes that run; no kernel object or folder of another one
+    Leaves: `machine.live` holds exactly the sandboxes that run, and those that the kernel would not let go
+    within `PATIENCE_S`, which keep their slot and are tried again; no kernel object or folder of another one
     exists.
     """
-    records = machine.journal.read_all()
-    ended = 0
-    for record in records:
+    lost: list[Live] = []
+    for record in machine.journal.read_all():
         machine.slots.adopt(record.slot)
         live = Live(record)
         machine.live[record.request.sandbox_id] = live
         if not _adopt(machine, live):
-            ended += 1
-            if record.state == "ending":
-                await kill.finish(machine, live)
-            else:
-                await kill.end(machine, record.request.sandbox_id, "lost")
+            lost.append(live)
+    await _end(machine, lost)
     strays = await _remove_strays(machine)
-    adopted = len(machine.live)
-    log.info("node.reconciled", adopted=adopted, ended=ended, strays=strays)
-    return Reconciled(adopted, ended, strays)
+    adopted = sum(live.record.state == "running" for live in machine.live.values())
+    log.info("node.reconciled", adopted=adopted, ended=len(lost), strays=strays)
+    return Reconciled(adopted, len(lost), strays)
+
+
+async def _end(machine: Machine, lost: list[Live]) -> None:
+    for live in lost:
+        if live.record.state == "ending":
+            machine.tasks.create_task(kill.finish(machine, live))
+        else:
+            machine.tasks.create_task(kill.end(machine, live.record.request.sandbox_id, "lost"))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            for live in lost:
+                await live.gone.wait()
+    except TimeoutError:
+        log.warning("node.removal_delayed", left=sum(not live.gone.is_set() for live in lost))
 
 
 def _adopt(machine: Machine, live: Live) -> bool:
