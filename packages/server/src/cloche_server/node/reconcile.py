@@ -15,7 +15,7 @@ from cloche_server.node.machine import Live, Machine
 log = structlog.get_logger()
 
 PATIENCE_S = 10.0
-"""How long the start waits for lost sandboxes to go: one that the kernel holds must not keep the rest away."""
+"""How long the start waits for lost sandboxes to go; one that is held must not keep the rest away."""
 
 
 class Reconciled(NamedTuple):
