@@ -50,27 +50,27 @@ def _run(name: str, config: Config) -> None:
         case "node":
             from cloche_server.node import service
 
-            _settle(None)
+            _settle(None, config)
             service.run(config)
         case "api":
             from cloche_server.api import app
 
             listener = app.listen(config)
-            _settle(API_UID)
+            _settle(API_UID, config)
             app.run(config, listener)
         case "edge":
             from cloche_server.edge import listener as edge
 
-            _settle(EDGE_UID)
+            _settle(EDGE_UID, config)
             edge.run(config, int(os.environ.pop(LISTENER_VARIABLE)))
         case _:
             sys.exit(f"no such process: {name}")
 
 
-def _settle(uid: int | None) -> None:
+def _settle(uid: int | None, config: Config) -> None:
     """Become the user that this process runs as, and tie its life to the supervisor's."""
     if uid is not None and os.geteuid() == 0:
-        privileges.drop(uid)
+        privileges.drop(uid, (config.state_dir, config.templates_dir.parent))
     # After the change of user, which would reset it (prctl(2), PR_SET_PDEATHSIG).
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ.pop(SUPERVISOR_VARIABLE)):

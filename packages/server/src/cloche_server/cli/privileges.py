@@ -1,7 +1,8 @@
 """How the api and the edge become nobody: own user id, no groups, no capabilities, no way back.
 
 One capability may stay, CAP_DAC_READ_SEARCH, and only where Python or our packages lie in a folder that
-others cannot read (a virtual environment below /root): without it the process could not load its own modules.
+others cannot read, or the state folder in one that they cannot enter (below /root): without it the process
+could not load its own modules or reach its own files.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import resource
 import stat
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 import cloche_server
@@ -38,13 +40,17 @@ class _Set(ctypes.Structure):
     )
 
 
-def drop(uid: int) -> bool:
+def drop(uid: int, folders: Iterable[Path]) -> bool:
     """Become `uid` for good; say whether the right to read everything had to stay.
+
+    Args:
+        uid: User and group to become.
+        folders: Where the process has to reach its own files.
 
     Requires: root, one thread.
     Leaves: real, effective and saved ids `uid`; no supplementary groups; no new privileges by exec.
     """
-    keeps_reading = not interpreter_is_open_to_others()
+    keeps_reading = not (interpreter_is_open_to_others() and all(map(can_be_entered_by_others, folders)))
     syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if keeps_reading:
         syscalls.prctl(_PR_SET_KEEPCAPS, 1)
@@ -70,13 +76,17 @@ def interpreter_is_open_to_others() -> bool:
     return all(is_open_to_others(Path(path)) for path in needed if Path(path).exists())
 
 
+def can_be_entered_by_others(folder: Path) -> bool:
+    """Whether everybody may reach what lies in this folder by its name, by the modes alone."""
+    real = folder.resolve()
+    return all(above.stat().st_mode & stat.S_IXOTH for above in (real, *real.parents))
+
+
 def is_open_to_others(path: Path) -> bool:
     """Whether everybody may read this file or folder and enter every folder above it, by its mode alone."""
     real = path.resolve()
     wanted = stat.S_IROTH | stat.S_IXOTH if real.is_dir() else stat.S_IROTH
-    if real.stat().st_mode & wanted != wanted:
-        return False
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents)
+    return real.stat().st_mode & wanted == wanted and can_be_entered_by_others(real.parent)
 
 
 def _keep_only(capabilities: set[int]) -> None:
