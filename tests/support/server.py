@@ -32,7 +32,7 @@ class Server:
         """Choose a port; nothing runs until `start`."""
         self.state = state
         self.isolation = isolation
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = state.parent / f"{state.name}.log"
         self._block = -1
@@ -148,7 +148,8 @@ class Server:
         return any(pid != old and _is_part(pid, name) for pid in _children(self.pid))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
