@@ -11,7 +11,7 @@ help:           ## List these targets
 up: setup       ## Set up, start the server, run the quick start
 	@tools/up
 down:           ## End the server and its sandboxes
-	@$(BIN)/cloche down --state "$(STATE)"
+	@if [ -x $(BIN)/cloche ]; then $(BIN)/cloche down --state "$(STATE)"; else echo "nothing was set up here yet"; fi
 setup:          ## Install packages, make the environment, build the default template
 	@tools/setup
 test:           ## Set up, then run all tests but the nightly ones
