@@ -101,6 +101,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.state_dir / "db" / "cloche.sqlite3"
 
     @property
+    def journal_dir(self) -> Path:
+        """The node's records of its sandboxes."""
+        return self.state_dir / "node" / "journal"
+
+    @property
     def templates_dir(self) -> Path:
         """Finished templates: `<build id>/manifest.json` and `<build id>/rootfs`."""
         return Path(self.templates) if self.templates else self.state_dir / "templates"

@@ -65,6 +65,8 @@ def _serve_locked(config: Config, lock: StateLock, listener: socket.socket) -> N
     config = prepare.settle_isolation(config)
     _publish(config, lock, ready=False)
     prepare.ensure_template(config, note)
+    for build_id in prepare.remove_superseded_templates(config):
+        note(f"removed the superseded template build {build_id}")
     prepare.ensure_certificates(config)
     # Before the api starts: as its own user it could not read the migrations of a checkout below /root.
     new_key = prepare.ensure_key(config)

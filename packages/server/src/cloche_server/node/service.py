@@ -58,7 +58,7 @@ async def serve(config: Config, block: Block, driver: Driver) -> None:
                 block=block,
                 slots=Slots(config.limits.max_sandboxes),
                 network=network,
-                journal=Journal(config.state_dir / "node" / "journal"),
+                journal=Journal(config.journal_dir),
                 tree=await asyncio.to_thread(runtime_tree.ensure, config.state_dir),
                 tasks=tasks,
                 trash=Trash(config.state_dir / "trash"),
