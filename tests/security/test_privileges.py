@@ -1,7 +1,7 @@
 """Boundary: what root inside a sandbox may do, and that sudo works all the same."""
 
 from tests.support.fixtures import NEEDS_A_SERVER, Pair
-from tests.support.inside import host_processes, root, run, status
+from tests.support.inside import root, run, statuses
 
 pytestmark = NEEDS_A_SERVER
 
@@ -29,7 +29,7 @@ def test_user_has_no_capability(pair: Pair) -> None:
 
 def test_every_process_of_a_sandbox_has_the_same_bounding_set(pair: Pair) -> None:
     """Battery 4, from outside: the agent is bound like everybody else."""
-    bounds = {int(status(process.pid, "CapBnd"), 16) for process in host_processes(pair.a)}
+    bounds = {int(value, 16) for value in statuses(pair.a, "CapBnd")}
     assert bounds == {MASK}
 
 

@@ -61,11 +61,12 @@ def host_processes(sandbox: Sandbox) -> list[HostProcess]:
 
 def init_pid(sandbox: Sandbox) -> int:
     """The sandbox's first process, as this machine sees it: it is 1 in the innermost namespace."""
-    inits = [
-        process.pid
-        for process in host_processes(sandbox)
-        if _field(Path(f"/proc/{process.pid}/status").read_text(), "NSpid").split()[-1] == "1"
-    ]
+    inits: list[int] = []
+    for process in host_processes(sandbox):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            if _field(status, "NSpid").split()[-1] == "1":
+                inits.append(process.pid)
     assert len(inits) == 1, inits
     return inits[0]
 
@@ -73,6 +74,15 @@ def init_pid(sandbox: Sandbox) -> int:
 def status(pid: int, field: str, *, thread: int | None = None) -> str:
     """A field of a process's (or thread's) status."""
     return _field(Path(f"/proc/{pid}/task/{thread or pid}/status").read_text(), field)
+
+
+def statuses(sandbox: Sandbox, field: str) -> set[str]:
+    """A field of every process of the sandbox, each value once."""
+    found: set[str] = set()
+    for process in host_processes(sandbox):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            found.add(status(process.pid, field))
+    return found
 
 
 def namespaces(pid: int | str) -> dict[str, str]:
