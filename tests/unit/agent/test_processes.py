@@ -211,8 +211,8 @@ def test_terminal_has_a_size_takes_input_and_is_resized(agent: Agent) -> None:
     resized = {"process": {"pid": pid}, "pty": {"size": {"cols": 100, "rows": 30}}}
     assert agent.call("process.Process/Update", resized).status == 200
     assert agent.call("process.Process/SendInput", _input(pid, stdin=b"x")).status == 500
-    assert agent.call("process.Process/SendInput", _input(pid, pty=b"go\n")).status == 200
     assert agent.call("process.Process/CloseStdin", {"process": {"pid": pid}}).status == 400
+    assert agent.call("process.Process/SendInput", _input(pid, pty=b"go\n")).status == 200
     events = [message["event"] for message in stream]
     stream.close()
     shown = b"".join(base64.b64decode(event["data"]["pty"]) for event in events if "data" in event)
