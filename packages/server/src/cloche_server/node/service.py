@@ -72,17 +72,15 @@ async def serve(config: Config, block: Block, driver: Driver) -> None:
 
 async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     tasks, config = machine.tasks, machine.config
-    started = [tasks.create_task(machine.trash.empty_for_ever())]
+    tasks.create_task(machine.trash.empty_for_ever())
     await reconcile.reconcile(machine)
     stub = dns.Stub(machine.block.gateway, dns.upstream_resolvers(config.egress.resolvers), _online(machine))
     control = link.listen(config.node_socket, owner_uid=API_UID)
     edge = link.listen(config.edge_socket, owner_uid=EDGE_UID)
-    started += [
-        tasks.create_task(reaper.run(machine)),
-        tasks.create_task(stub.serve()),
-        tasks.create_task(_serve_link(control, control_handler(machine))),
-        tasks.create_task(_serve_link(edge, edge_handler(machine))),
-    ]
+    tasks.create_task(reaper.run(machine))
+    tasks.create_task(stub.serve())
+    tasks.create_task(_serve_link(control, control_handler(machine)))
+    tasks.create_task(_serve_link(edge, edge_handler(machine)))
     log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
     await stopping.wait()
     if not machine.live:
