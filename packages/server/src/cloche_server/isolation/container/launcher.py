@@ -59,9 +59,8 @@ def main() -> None:
     """Answer requests until the driver's end is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.prctl(
-        syscalls.PR_SET_CHILD_SUBREAPER, 1
-    )  # inits of sandboxes become our children, and are reaped
+    # Inits of sandboxes become our children, and are reaped.
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps for us: sigaction(2), SA_NOCLDWAIT
     while True:
         packet, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 8)
@@ -135,10 +134,8 @@ def _run_crun(request: LaunchRequest, inherited: list[int]) -> int:
     for number, descriptor in enumerate(lifted, start=FIRST_DESCRIPTOR):
         os.dup2(descriptor, number, inheritable=True)
     kept = tuple(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + len(targets)))
-    log, pid_file = (
-        f"{request.folder}/crun.log",
-        f"{request.folder}/pid",
-    )  # crun changes its folder before it opens them
+    # Absolute: crun changes its folder before it opens them.
+    log, pid_file = f"{request.folder}/crun.log", f"{request.folder}/pid"
     argv = [
         "crun", "--cgroup-manager=disabled",
         "--root", f"{request.folder}/crun", "--log", log, "run", "--detach", "--no-new-keyring",
@@ -153,7 +150,11 @@ def _run_crun(request: LaunchRequest, inherited: list[int]) -> int:
         pass_fds=kept, env={"PATH": os.defpath + ":/usr/sbin:/sbin"},
     ) as crun:  # fmt: skip
         os.close(writing)
-        status = crun.wait(CRUN_TIMEOUT_S)
+        try:
+            status = crun.wait(CRUN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            crun.kill()  # else the end of this block would wait for it for ever
+            raise
     if status != 0:
         reason = Path(log).read_text(errors="replace").strip()[-500:] if Path(log).exists() else ""
         raise OSError(f"crun run failed with {status}: {reason or 'no message'}")
