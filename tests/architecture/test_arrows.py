@@ -8,7 +8,7 @@ import pytest
 from tests.support.source import Module, imports, packaged_modules
 
 SERVER = "cloche_server"
-LEAVES = {"config", "ids", "clock", "link", "errors", "telemetry"}
+LEAVES = {"config", "ids", "clock", "link", "errors", "telemetry", "readiness", "disk_space"}
 ROOMS = {"api", "store", "placement", "node", "isolation", "templates", "edge", "cli"}
 
 # What a room may import of the server, besides itself and the leaf modules; a dotted name allows that module.

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from cloche_server.readiness import until_readable
 from cloche_wire.errors import ClocheError, Internal, InvalidArgument, Unavailable, error_types
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
@@ -283,7 +284,7 @@ async def _receive_exactly(connection: socket.socket, length: int, descriptors: 
         try:
             data, received, _, _ = socket.recv_fds(connection, min(length, 1 << 20), MAX_DESCRIPTORS)
         except BlockingIOError:
-            await _readable(connection)
+            await until_readable(connection.fileno())
             continue
         except ConnectionError:
             return None
@@ -295,21 +296,6 @@ async def _receive_exactly(connection: socket.socket, length: int, descriptors: 
         parts.append(data)
         length -= len(data)
     return b"".join(parts)
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def mark() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(connection.fileno(), mark)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(connection.fileno())
 
 
 def _raise_error(reply: _Reply) -> None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cloche_server import disk_space
 from cloche_server.cli import checks
 from cloche_server.config import API_UID
 from cloche_server.edge import tls
 from cloche_server.node.journal import Journal
 from cloche_server.templates import default, superseded
-from cloche_wire.errors import NotEnoughSpace, PermissionDenied, Unavailable, UnsupportedOption
+from cloche_wire.errors import PermissionDenied, Unavailable, UnsupportedOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,14 +48,7 @@ def check_machine(config: Config) -> None:
     for program, package in _TOOLS.items():
         if shutil.which(program) is None:
             raise Unavailable(f"not installed: {program}", hint=f"apt-get install {package}")
-    folder = config.state_dir
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < NEEDED_BYTES:
-        raise NotEnoughSpace(
-            f"not enough disk space for the server: {free >> 20} of {NEEDED_BYTES >> 20} MiB at {existing}",
-            hint="free some space, or put the state elsewhere with --state",
-        )
+    disk_space.require(config.state_dir, NEEDED_BYTES, "the server")
 
 
 def make_folders(config: Config) -> None:

@@ -22,6 +22,7 @@ from cloche_server.edge.refusal import Refusal
 from cloche_server.edge.route_table import RouteTable
 from cloche_server.edge.signed_urls import SignedUrls
 from cloche_server.edge.streams import Stream
+from cloche_server.readiness import until_readable
 
 if TYPE_CHECKING:
     from cloche_server.config import Config
@@ -180,27 +181,12 @@ async def _first_byte(connection: socket.socket) -> bytes:
                 try:
                     return connection.recv(1, socket.MSG_PEEK)
                 except BlockingIOError:
-                    await _readable(connection)
+                    await until_readable(connection.fileno())
     except OSError:  # TimeoutError is one
         return b""
     except BaseException:
         connection.close()
         raise
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(connection, _resolve, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(connection)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _turn_away(connection: socket.socket) -> None:

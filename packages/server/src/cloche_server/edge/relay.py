@@ -114,9 +114,8 @@ class Exchange:
         elif b"content-length" in request.values:
             fields.append((b"Content-Length", request.values[b"content-length"][0]))
         if upgrade is None:
-            fields.append(
-                (b"Connection", b"close")
-            )  # one request per connection: nothing to mix up between tenants
+            # One request per connection: nothing to mix up between tenants.
+            fields.append((b"Connection", b"close"))
         else:
             fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
         head = write_head(b"%b %b HTTP/1.1" % (request.method, request.target), fields)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
 
 from cloche_server.isolation.base import ProcessIdentity
+from cloche_server.readiness import until_readable
 
 
 def boot_id() -> str:
@@ -53,15 +53,9 @@ async def wait_for_exit(identity: ProcessIdentity) -> None:
     descriptor = open_pidfd(identity)
     if descriptor is None:
         return
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(
-        descriptor, lambda: ended.done() or ended.set_result(None)
-    )  # readable at exit: pidfd_open(2)
     try:
-        await ended
+        await until_readable(descriptor)
     finally:
-        loop.remove_reader(descriptor)
         os.close(descriptor)
 
 

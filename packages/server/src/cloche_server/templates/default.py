@@ -26,11 +26,12 @@ from pathlib import Path
 
 import msgspec
 
+from cloche_server import disk_space
 from cloche_server.config import API_UID, Config
 from cloche_server.templates import host_settings, manifest, recipe
 from cloche_server.templates.manifest import MANIFEST_NAME, Manifest
 from cloche_server.templates.recipe import Recipe
-from cloche_wire.errors import NotEnoughSpace, PermissionDenied, Unavailable
+from cloche_wire.errors import PermissionDenied, Unavailable
 
 Progress = Callable[[str], None]
 
@@ -91,13 +92,7 @@ def _check_prerequisites(folder: Path) -> None:
     missing = [name for name in ("mmdebstrap", "unshare") if shutil.which(name) is None]
     if missing:
         raise Unavailable(f"not installed: {missing[0]}", hint=f"apt-get install {missing[0]}")
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < NEEDED_BYTES:
-        raise NotEnoughSpace(
-            f"not enough disk space for the template: {free >> 20} of {NEEDED_BYTES >> 20} MiB at {existing}",
-            hint="free some space, or put the state elsewhere with --state",
-        )
+    disk_space.require(folder, NEEDED_BYTES, "the template")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from cloche_server.isolation import cgroups, identity, oci_spec
 from cloche_server.isolation.base import ID_RANGE, Capabilities, ProcessIdentity, SandboxSpec, Usage, first_id
 from cloche_server.isolation.container import launcher, seccomp
+from cloche_server.readiness import until_readable
 from cloche_wire.errors import Internal, Unavailable
 
 _START_TIMEOUT_S = 45.0
@@ -174,7 +175,7 @@ def _write_network_files(spec: SandboxSpec, first: int) -> None:
 
 
 def _make_own_folder(path: Path) -> None:
-    """Make a folder that may be mounted over; refuse one that somebody else made or that holds anything."""
+    """Make a folder that may be mounted over; refuse one that others own or can write to."""
     path.mkdir(mode=0o755, exist_ok=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
@@ -182,18 +183,12 @@ def _make_own_folder(path: Path) -> None:
 
 
 async def _read_to_end(descriptor: int) -> bytes:
-    loop = asyncio.get_running_loop()
     parts: list[bytes] = []
     while True:
         try:
             data = os.read(descriptor, 65_536)
         except BlockingIOError:
-            ready: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(descriptor, lambda waiting=ready: waiting.done() or waiting.set_result(None))
-            try:
-                await ready
-            finally:
-                loop.remove_reader(descriptor)
+            await until_readable(descriptor)
             continue
         if not data:
             return b"".join(parts)
