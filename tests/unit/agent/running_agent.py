@@ -161,7 +161,7 @@ def running_agent(folder: Path, *, initialise: bool = True) -> Generator[Agent]:
     with envd, interpreter:
         child = subprocess.Popen(
             [sys.executable, "-m", "cloche_agent", "--envd-fd", str(envd.fileno()), "--interpreter-fd",
-             str(interpreter.fileno()), "--kernel-path", str(folder)],
+             str(interpreter.fileno()), "--kernels", str(folder)],
             pass_fds=(envd.fileno(), interpreter.fileno()),
         )  # fmt: skip
     try:

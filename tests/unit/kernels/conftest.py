@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
 TOKEN = "token-of-the-sandbox"
-KERNEL_PATH = Path(cloche_agent.kernels.__file__).parent / "python_kernel"
+KERNELS = Path(cloche_agent.kernels.__file__).parent
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
@@ -90,10 +90,10 @@ class Interpreter:
 
 
 @asynccontextmanager
-async def serving(sandbox: Sandbox, kernel_path: Path = KERNEL_PATH) -> AsyncIterator[Interpreter]:
+async def serving(sandbox: Sandbox, kernels: Path = KERNELS) -> AsyncIterator[Interpreter]:
     reaper = Reaper()
     reaper.install()
-    service = InterpreterService(sandbox, reaper, kernel_path)
+    service = InterpreterService(sandbox, reaper, kernels)
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(service.run())

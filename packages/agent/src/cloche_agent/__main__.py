@@ -1,6 +1,6 @@
 """The agent as a program: PID 1 of a sandbox, or an ordinary process in tests.
 
-    python -m cloche_agent --envd-fd 3 --interpreter-fd 4 [--kernel-path FOLDER]
+    python -m cloche_agent --envd-fd 3 --interpreter-fd 4 [--kernels FOLDER]
 
 As PID 1 it collects every orphan and no signal from inside ends it; the sandbox ends when the node kills it.
 Everything it will ever need is imported here, before the first request: later its own files may be hidden
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_KERNEL_PATH = "/.cloche/kernel/python_kernel"
+_DEFAULT_KERNELS = "/.cloche/kernel"
 _PR_SET_DUMPABLE = 4
-_USAGE = "usage: cloche_agent --envd-fd N --interpreter-fd N [--kernel-path FOLDER]"
+_USAGE = "usage: cloche_agent --envd-fd N --interpreter-fd N [--kernels FOLDER]"
 
 
 class _Options(NamedTuple):
     envd_fd: int
     interpreter_fd: int
-    kernel_path: str
+    kernels_path: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_serve(listeners[0], listeners[1], options.kernel_path))
+        asyncio.run(_serve(listeners[0], listeners[1], options.kernels_path))
     return 0
 
 
@@ -78,14 +78,14 @@ def _parse(arguments: Sequence[str]) -> _Options:
     Raises:
         ValueError: Not what `_USAGE` says.
     """
-    known = {"--envd-fd": "", "--interpreter-fd": "", "--kernel-path": _DEFAULT_KERNEL_PATH}
+    known = {"--envd-fd": "", "--interpreter-fd": "", "--kernels": _DEFAULT_KERNELS}
     for name, value in zip(arguments[::2], arguments[1::2], strict=False):
         if name not in known:
             raise ValueError(f"unknown option: {name}")
         known[name] = value
     if len(arguments) % 2:
         raise ValueError(f"option without a value: {arguments[-1]}")
-    return _Options(int(known["--envd-fd"]), int(known["--interpreter-fd"]), known["--kernel-path"])
+    return _Options(int(known["--envd-fd"]), int(known["--interpreter-fd"]), known["--kernels"])
 
 
 def _inherited(descriptor: int) -> socket.socket:
@@ -99,12 +99,12 @@ def _inherited(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-async def _serve(envd: socket.socket, interpreter: socket.socket, kernel_path: str) -> None:
+async def _serve(envd: socket.socket, interpreter: socket.socket, kernels_path: str) -> None:
     sandbox = Sandbox()
     reaper = Reaper()
     reaper.install()
     _take_signals()
-    kernels = InterpreterService(sandbox, reaper, kernel_path)
+    kernels = InterpreterService(sandbox, reaper, kernels_path)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_keep_up(kernels))
         tasks.create_task(HttpServer().serve(interpreter, open_to_browsers(kernels.handle)))

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import contextlib
+import fcntl
 import json
+import os
 import struct
 from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
 LARGEST_FRAME_BYTES = 32 << 20
 """The kernel leaves out what does not fit; one that sends more is broken or an attack."""
 _READ_BYTES = 256 * 1024
 _READ_AHEAD_BYTES = 1 << 20
+_PIPE_BYTES = 1 << 20
+_GATHERED_CHARACTERS = 64 * 1024
+_LARGEST_LAST_WORDS = 4096
 _LENGTH = struct.Struct(">I")
 
 Message = dict[str, object]
@@ -23,21 +31,54 @@ class KernelProtocolError(Exception):
     """The kernel sent what is no frame; its end of the socket cannot be trusted to be in step any more."""
 
 
-class FrameChannel:
-    """Our end of the socket pair.
+class OutputPipe:
+    """What a kernel and the programs it starts write to their descriptor 1 or 2."""
 
-    Bytes are read into a buffer by a callback of the loop, not by an awaited read: a read that is cancelled
+    def __init__(self, name: str, descriptor: int) -> None:
+        """Take the reading end over; `name` is stdout or stderr."""
+        os.set_blocking(descriptor, False)
+        # Fails when the user's budget of pipe memory is spent: the default size does too.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self.name = name
+        self.descriptor = descriptor
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def read(self) -> str | None:
+        """What has arrived, perhaps nothing; None when nobody holds the other end any more."""
+        try:
+            data = os.read(self.descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return ""
+        text = self._decoder.decode(data, final=not data)
+        return text if data or text else None
+
+
+class FrameChannel:
+    """Our end of the socket pair, and the kernel's output, in the order in which they were written.
+
+    Bytes are read into a buffer by callbacks of the loop, not by an awaited read: a read that is cancelled
     at the moment it succeeds (a keepalive is due, the client goes) would lose what it has read.
+
+    What a program has written is in its pipe before the kernel says the next thing, so the pipes are emptied
+    before every read of the socket.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Take the socket over, inside a running event loop."""
+    def __init__(self, sock: socket.socket, pipes: Sequence[OutputPipe] = ()) -> None:
+        """Take the socket and the pipes over, inside a running event loop."""
         sock.setblocking(False)
         self._socket = sock
+        self._pipes = list(pipes)
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
+        self._arrived: list[bytearray | tuple[str, str]] = []
+        """Bodies of frames, and texts with the name of their stream."""
+        self._arrived_bytes = 0
+        self._failure: KernelProtocolError | None = None
         self._outgoing = bytearray()
-        self._arrived = asyncio.Event()
+        self._news = asyncio.Event()
+        self._last_words = ""
+        self._is_heard = False
         self.is_ended = False
         """Nothing more will arrive than what is buffered."""
         self._is_reading = False
@@ -62,19 +103,35 @@ class FrameChannel:
             KernelProtocolError: What arrived is no frame.
         """
         while True:
-            if messages := self._cut():
-                return messages
+            if self._arrived:
+                arrived, self._arrived, self._arrived_bytes = self._arrived, [], 0
+                return [_message(item) for item in arrived]
+            if self._failure is not None:
+                raise self._failure
             if self.is_ended:
                 return []
-            self._arrived.clear()
+            self._news.clear()
             self._resume()
-            await self._arrived.wait()
+            await self._news.wait()
+
+    def open_run(self) -> None:
+        """From here on text of the pipes is kept; what a program has written before was for nobody."""
+        self._arrived = [item for item in self._arrived if isinstance(item, bytearray)]
+        self._is_heard = True
+
+    def close_run(self) -> None:
+        """From here on text of the pipes is dropped, as in Jupyter."""
+        self._is_heard = False
 
     def end(self) -> None:
-        """The kernel is dead: read what it left. A child of it may hold its end of the socket open."""
+        """The kernel is dead: read what it left. A child of it may hold its ends open."""
         while not self.is_ended and self._read():
             pass
         self._finish()
+
+    def last_words(self) -> str:
+        """The last text that nobody has heard: why a kernel did not start."""
+        return self._last_words.strip()
 
     # --- callbacks of the event loop
 
@@ -82,19 +139,26 @@ class FrameChannel:
         if not self._is_reading and not self.is_ended:
             self._is_reading = True
             self._loop.add_reader(self._socket, self._read)
+            for pipe in self._pipes:
+                self._loop.add_reader(pipe.descriptor, self._read_pipe, pipe)
 
     def _pause(self) -> None:
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self._socket)
+            for pipe in self._pipes:
+                self._loop.remove_reader(pipe.descriptor)
 
     def _finish(self) -> None:
         if not self.is_ended:
             self._pause()
             self._loop.remove_writer(self._socket)
             self._socket.close()
+            for pipe in self._pipes:
+                os.close(pipe.descriptor)
+            self._pipes.clear()
             self.is_ended = True
-        self._arrived.set()
+        self._news.set()
 
     def _write(self) -> bool:
         """Write what the socket takes; True when nothing is left."""
@@ -112,6 +176,11 @@ class FrameChannel:
 
     def _read(self) -> bool:
         """Read once; True when there may be more."""
+        for pipe in tuple(self._pipes):
+            # As often as it takes to empty it once: somebody may write faster than we read.
+            for _ in range(_PIPE_BYTES // _READ_BYTES):
+                if not self._read_pipe(pipe):
+                    break
         try:
             data = self._socket.recv(_READ_BYTES)
         except BlockingIOError:
@@ -122,26 +191,56 @@ class FrameChannel:
             self._finish()
             return False
         self._buffer += data
-        if len(self._buffer) > _READ_AHEAD_BYTES:
-            self._pause()
-        self._arrived.set()
+        self._cut()
+        self._note()
         return True
 
-    def _cut(self) -> list[Message]:
+    def _read_pipe(self, pipe: OutputPipe) -> bool:
+        """Read what a program has written; True when there may be more."""
+        text = pipe.read()
+        if text is None:
+            self._loop.remove_reader(pipe.descriptor)
+            self._pipes.remove(pipe)
+            os.close(pipe.descriptor)
+        elif not self._is_heard:
+            self._last_words = (self._last_words + text)[-_LARGEST_LAST_WORDS:]
+        elif text:
+            last = self._arrived[-1] if self._arrived else None
+            if isinstance(last, tuple) and last[0] == pipe.name and len(last[1]) < _GATHERED_CHARACTERS:
+                self._arrived[-1] = (pipe.name, last[1] + text)
+            else:
+                self._arrived.append((pipe.name, text))
+            self._arrived_bytes += len(text)
+            self._note()
+        return bool(text)
+
+    def _note(self) -> None:
+        # A frame that is not whole yet has to be read on.
+        if self._arrived and self._arrived_bytes + len(self._buffer) > _READ_AHEAD_BYTES:
+            self._pause()
+        if self._arrived or self._failure is not None:
+            self._news.set()
+
+    def _cut(self) -> None:
         """Take the complete frames out of the buffer."""
-        messages: list[Message] = []
         start = 0
         while len(self._buffer) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._buffer, start)
             if size > LARGEST_FRAME_BYTES:
-                raise KernelProtocolError(f"frame of {size} bytes")
+                self._failure = KernelProtocolError(f"frame of {size} bytes")
+                self._pause()
+                break
             end = start + _LENGTH.size + size
             if len(self._buffer) < end:
                 break
-            messages.append(_parse(self._buffer[start + _LENGTH.size : end]))
+            self._arrived.append(self._buffer[start + _LENGTH.size : end])
+            self._arrived_bytes += size
             start = end
         del self._buffer[:start]
-        return messages
+
+
+def _message(item: bytearray | tuple[str, str]) -> Message:
+    return _parse(item) if isinstance(item, bytearray) else {"type": item[0], "text": item[1]}
 
 
 def _parse(body: bytearray) -> Message:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from cloche_agent.init import Sandbox
+    from cloche_agent.kernels.languages import Language
     from cloche_agent.process.spawn import Reaper
 
 
@@ -34,17 +35,17 @@ class Context:
 
     def __init__(
         self,
-        language: str,
+        language: Language,
         cwd: str,
         sandbox: Sandbox,
         reaper: Reaper,
         tasks: asyncio.TaskGroup,
-        program: str,
+        kernels: str,
     ) -> None:
         """Make the context; `begin` starts its kernel.
 
-        `language` is a normalised name, `cwd` the folder its code starts in, `program` that of the kernel
-        program; `tasks` outlives the context.
+        `cwd` is the folder its code starts in, `kernels` that of the kernel programs; `tasks` outlives the
+        context.
         """
         self.id = str(uuid4())
         self.language = language
@@ -54,7 +55,7 @@ class Context:
         self.is_closed = False
         self._sandbox = sandbox
         self._reaper = reaper
-        self._program = program
+        self._kernels = kernels
         self._run_ids = count(1)
         self._kernel: Kernel | None = None
         self._attempt: _Attempt | None = None
@@ -92,7 +93,7 @@ class Context:
 
     async def _start(self, attempt: _Attempt) -> None:
         try:
-            plan = KernelPlan(self._program, self._sandbox.env, self.cwd)
+            plan = KernelPlan(self.language, self._kernels, self._sandbox.env, self.cwd)
             self._kernel = await start_kernel(plan, self._reaper, self.tasks)
             if self.is_closed:
                 self._kernel.kill("its context was removed")

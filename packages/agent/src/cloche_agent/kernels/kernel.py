@@ -1,4 +1,4 @@
-"""One kernel process: start it, talk to it, interrupt it, see how it ends."""
+"""One kernel process: start it, talk to it, interrupt it, see how it ends. See: docs/kernels.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, text_of
+from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, OutputPipe, text_of
+from cloche_agent.kernels.languages import DEFAULT_PATH
 from cloche_agent.process.spawn import SpawnRequest, spawn
 from cloche_agent.users import User, lookup
 from cloche_wire.errors import ClocheError, Unauthenticated
@@ -19,14 +20,13 @@ from cloche_wire.errors import ClocheError, Unauthenticated
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cloche_agent.kernels.languages import Language
     from cloche_agent.process.spawn import Reaper
 
 START_DEADLINE_S = 60.0
 """IPython starts in 0.3 s; this is for a cold disk and a machine that swaps."""
 _END_DEADLINE_S = 2.0
 _KERNEL_FD = 3
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LARGEST_LAST_WORDS_BYTES = 4096
 
 
 class KernelStartError(Exception):
@@ -38,16 +38,16 @@ class KernelPlan:
     """What a kernel is started with.
 
     Attributes:
-        program: Folder of the kernel program, as seen from here.
-        python: Interpreter, looked for on PATH of `env`.
+        language: What it runs.
+        kernels: Folder of the kernel programs, as seen from here.
         env: The sandbox's own variables.
         cwd: Working folder; `~` is the account's home.
     """
 
-    program: str
+    language: Language
+    kernels: str
     env: Mapping[str, str]
     cwd: str
-    python: str = "python3"
 
 
 class Kernel:
@@ -125,8 +125,8 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
     Raises:
         KernelStartError: The template lacks what it takes, the folder is missing, or it takes too long.
     """
-    pid, ours, last_words = _launch(plan)
-    kernel = Kernel(pid, FrameChannel(ours), plan.env)
+    pid, channel = _launch(plan)
+    kernel = Kernel(pid, channel, plan.env)
     watchers.create_task(kernel.watch(reaper))
     is_ready = False
     try:
@@ -140,7 +140,7 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
             kind, message = text_of(greeting[0], "kind"), text_of(greeting[0], "message")
             raise KernelStartError(_explain(kind, message[:2000], plan))
         reason = await kernel.wait_for_end("the kernel closed its connection")
-        raise KernelStartError(f"{reason} before it was ready: {_read_last_words(last_words)}")
+        raise KernelStartError(f"{reason} before it was ready: {channel.last_words()}")
     except TimeoutError as error:
         raise KernelStartError(f"the kernel was not ready within {START_DEADLINE_S:.0f} s") from error
     except KernelProtocolError as error:
@@ -148,51 +148,42 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
     finally:
         if not is_ready:
             kernel.kill("it did not start")
-        os.close(last_words)
 
 
-def _launch(plan: KernelPlan) -> tuple[int, socket.socket, int]:
-    """Start the process: its pid, our end of the socket, and where its last words can be read."""
+def _launch(plan: KernelPlan) -> tuple[int, FrameChannel]:
+    """Start the process: its pid, and our ends of its socket and of its output."""
     user = account()
     ours, theirs = socket.socketpair()
-    words_read, words_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    argv = [plan.python, plan.program, str(_KERNEL_FD)]
-    # SAFETY: the only descriptor of ours the kernel gets is its end of this pair; spawn closes all others.
+    (out_read, out_write), (err_read, err_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    argv = plan.language.argv(plan.kernels, _KERNEL_FD)
+    # SAFETY: the kernel gets its own ends of these three, and no other descriptor: spawn closes all others.
     request = SpawnRequest(
         argv, environment(plan.env), "/", user.uid, user.gid, user.groups,
-        stderr=words_write, pass_fds={_KERNEL_FD: theirs.fileno()},
+        stdout=out_write, stderr=err_write, pass_fds={_KERNEL_FD: theirs.fileno()},
     )  # fmt: skip
     try:
-        return spawn(request), ours, words_read
+        pid = spawn(request)
     except ClocheError as error:
         ours.close()
-        os.close(words_read)
-        raise KernelStartError(
-            f"{error.message}; code in Python needs python3 and IPython >= 8 in the template"
-        ) from error
+        os.close(out_read)
+        os.close(err_read)
+        raise KernelStartError(f"{error.message}; {plan.language.needs}") from error
     finally:
         theirs.close()
-        os.close(words_write)
+        os.close(out_write)
+        os.close(err_write)
+    return pid, FrameChannel(ours, (OutputPipe("stdout", out_read), OutputPipe("stderr", err_read)))
 
 
 def _explain(kind: str, message: str, plan: KernelPlan) -> str:
     match kind:
         case "package":
-            return (
-                f"the template's {plan.python} has no package {message}; "
-                "code in Python needs IPython >= 8 (add `pip install ipython` to the template)"
-            )
+            program = plan.language.command[0]
+            return f"the template's {program} has no package {message}; {plan.language.needs}"
         case "cwd":
             return f"Failed to set working directory: {message}"
         case _:
             return f"the kernel failed to start: {message}"
-
-
-def _read_last_words(descriptor: int) -> str:
-    try:
-        return os.read(descriptor, _LARGEST_LAST_WORDS_BYTES).decode("utf-8", "replace").strip()
-    except BlockingIOError:
-        return ""
 
 
 def account() -> User:
@@ -210,7 +201,7 @@ def environment(sandbox_env: Mapping[str, str]) -> dict[str, str]:
     """The variables of a kernel: those of a login, then the sandbox's own."""
     user = account()
     return {
-        "PATH": os.environ.get("PATH", _DEFAULT_PATH),
+        "PATH": os.environ.get("PATH", DEFAULT_PATH),
         "HOME": user.home,
         "USER": user.name,
         "LOGNAME": user.name,

@@ -83,6 +83,7 @@ class Run:
         env = self._context.sandbox_env
         is_new = env is not kernel.sandbox_env
         kernel.sandbox_env = env
+        kernel.channel.open_run()
         kernel.channel.post(
             {
                 "id": self._id,
@@ -99,6 +100,8 @@ class Run:
         match message.get("type"):
             case "done":
                 self._is_over = number_of(message, "id") == self._id
+                if self._is_over and self._kernel is not None:
+                    self._kernel.channel.close_run()
                 return _END if self._is_over else b""
             case "error" if self._has_error:
                 return b""
@@ -157,5 +160,6 @@ class Run:
                 self._is_over = any(
                     message.get("type") == "done" and message.get("id") == self._id for message in messages
                 )
+            kernel.channel.close_run()
         except KernelProtocolError as error:
             kernel.kill(f"the kernel broke the protocol: {error}")

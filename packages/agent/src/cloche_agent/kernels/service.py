@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from cloche_agent.http import Request, Response, json_response
 from cloche_agent.kernels.contexts import Context
 from cloche_agent.kernels.kernel import KernelStartError, account
+from cloche_agent.kernels.languages import LANGUAGES, PYTHON, Language, find_language, normalised
 from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
@@ -23,27 +24,27 @@ if TYPE_CHECKING:
 
 LARGEST_BODY_BYTES = 16 << 20
 DEFAULT_CWD = "/home/user"
-_ALIASES = {"js": "javascript", "ts": "typescript", "py": "python", "python3": "python"}
 _DEFAULT = "default"
 
 
 class InterpreterService:
     """Contexts by id, and the routes to them. `run` must be running while `handle` is called."""
 
-    def __init__(self, sandbox: Sandbox, reaper: Reaper, kernel_path: str | Path) -> None:
+    def __init__(self, sandbox: Sandbox, reaper: Reaper, kernels: str | Path) -> None:
         """Remember what kernels need.
 
         Args:
             sandbox: Its token, and the environment of kernels.
             reaper: Tells how kernels end; installed by the caller.
-            kernel_path: Folder of the kernel program.
+            kernels: Folder of the kernel programs.
         """
         self._sandbox = sandbox
         self._reaper = reaper
-        self._kernel_path = str(kernel_path)
+        self._kernels = str(kernels)
         self._tasks: asyncio.TaskGroup | None = None
         self._contexts: dict[str, Context] = {}
-        self._default: Context | None = None
+        self._defaults: dict[str, Context] = {}
+        """By name of their language: those that code without a context runs in."""
 
     async def run(self) -> None:
         """Start the default context when `/init` has come; own the kernels until cancelled, then end them."""
@@ -51,14 +52,15 @@ class InterpreterService:
             self._tasks = tasks
             try:
                 await self._sandbox.bound.wait()
-                self._default_context().begin()
+                self._show_boot_contexts()
+                self._default_context(PYTHON).begin()
                 await asyncio.Event().wait()
             finally:
                 self._tasks = None
                 for context in self._contexts.values():
                     context.close()
                 self._contexts.clear()
-                self._default = None
+                self._defaults.clear()
 
     async def handle(self, request: Request) -> Response:
         """Answer one request.
@@ -78,7 +80,7 @@ class InterpreterService:
             case "POST", ["execute"]:
                 return await self.execute(request)
             case "GET", ["contexts"]:
-                self._default_context()
+                self._show_boot_contexts()
                 return json_response([_described(context) for context in self._contexts.values()])
             case "POST", ["contexts"]:
                 return await self._create(request)
@@ -100,7 +102,7 @@ class InterpreterService:
         if context_id and language:
             return _plain(400, "Only one of context_id or language can be provided")
         try:
-            context = self._find(context_id) if context_id else self._of_language(_normalised(language))
+            context = self._find(context_id) if context_id else self._default_context(_language(language))
             if context is None:
                 return _plain(404, f"Context {context_id} not found")
             if not context.turn.locked():
@@ -112,10 +114,10 @@ class InterpreterService:
 
     async def _create(self, request: Request) -> Response:
         fields = _object(await request.read(LARGEST_BODY_BYTES))
-        language, cwd = _normalised(_text(fields, "language")), _text(fields, "cwd") or default_cwd()
-        self._default_context()  # first in every list
+        name, cwd = _text(fields, "language"), _text(fields, "cwd") or default_cwd()
+        self._show_boot_contexts()  # first in every list
         try:
-            context = self._made(language, cwd)
+            context = self._made(_language(name), cwd)
         except KernelStartError as error:
             return _plain(500, str(error))
         try:
@@ -144,32 +146,39 @@ class InterpreterService:
             return _plain(404, f"Context {context_id} not found")
         context.close()
         del self._contexts[context.id]
-        if context is self._default:
-            self._default = None  # the next one is made when it is needed
+        if context is self._defaults.get(context.language.name):
+            del self._defaults[context.language.name]  # the next one is made when it is needed
         return json_response(None)
 
     # --- contexts
 
     def _find(self, context_id: str) -> Context | None:
         if context_id == _DEFAULT:
-            return self._default_context()
+            return self._default_context(PYTHON)
         return self._contexts.get(context_id)
 
-    def _of_language(self, language: str) -> Context:
-        _check_language(language)
-        return self._default_context()
+    def _show_boot_contexts(self) -> None:
+        """Make the contexts that exist from the start, in order. Only a run starts the kernel of most."""
+        for language in LANGUAGES:
+            is_new = language.is_listed_at_boot and language.name not in self._defaults
+            if is_new and (language is PYTHON or language.is_there(self._sandbox.env)):
+                self._default_context(language)
 
-    def _default_context(self) -> Context:
-        if self._default is None:
-            self._default = self._made("python", default_cwd())
-            self._contexts = {self._default.id: self._default, **self._contexts}
-        return self._default
+    def _default_context(self, language: Language) -> Context:
+        context = self._defaults.get(language.name)
+        if context is None:
+            context = self._made(language, default_cwd())
+            self._defaults[language.name] = context
+            if language is PYTHON:
+                self._contexts = {context.id: context, **self._contexts}
+            else:
+                self._contexts[context.id] = context
+        return context
 
-    def _made(self, language: str, cwd: str) -> Context:
+    def _made(self, language: Language, cwd: str) -> Context:
         if self._tasks is None:
             raise Unavailable("the code interpreter is not running")
-        _check_language(language)
-        return Context(language, cwd, self._sandbox, self._reaper, self._tasks, self._kernel_path)
+        return Context(language, cwd, self._sandbox, self._reaper, self._tasks, self._kernels)
 
 
 def default_cwd() -> str:
@@ -177,18 +186,21 @@ def default_cwd() -> str:
     return next((path for path in (DEFAULT_CWD, account().home) if Path(path).is_dir()), "/")
 
 
-def _check_language(language: str) -> None:
-    if language != "python":
-        raise KernelStartError(f"no kernel for language '{language}': this template runs python")
+def _language(name: str | None) -> Language:
+    """The language that a request names.
 
-
-def _normalised(language: str | None) -> str:
-    name = (language or "python").lower().strip()
-    return _ALIASES.get(name, name)
+    Raises:
+        KernelStartError: There is no kernel for it.
+    """
+    found = find_language(name)
+    if found is None:
+        known = ", ".join(language.name for language in LANGUAGES)
+        raise KernelStartError(f"no kernel for language '{normalised(name)[:64]}': there are {known}")
+    return found
 
 
 def _described(context: Context) -> dict[str, str]:
-    return {"id": context.id, "language": context.language, "cwd": context.cwd}
+    return {"id": context.id, "language": context.language.name, "cwd": context.cwd}
 
 
 def _plain(status: int, text: str) -> Response:

@@ -1,7 +1,7 @@
 """The private runtime tree: a Python for the agent that expects nothing of the image it runs in.
 
 Made out of the interpreter that runs the node: its executable, a trimmed standard library with byte code, the
-shared objects it links and their loader, plus the agent as one zip file and the kernel program as plain
+shared objects it links and their loader, plus the agent as one zip file and the kernel programs as plain
 files:
 
     STATE/runtime/<hash>/
@@ -9,7 +9,7 @@ files:
         lib/ld.so  lib/*.so*    its loader and shared objects: the image may have another C library, or none
         lib/python3.X/...       standard library, source and byte code
         agent.pyz               cloche_agent, cloche_wire, h11
-        kernel/python_kernel/   run by the template's own Python
+        kernel/<lang>_kernel/   run by the template's own interpreters
 
 The folder is shown read-only at /.cloche in every sandbox, so all sandboxes share one copy in the page
 cache. Its name is the hash of all that went in: a new agent makes a new folder, and running sandboxes keep
@@ -142,14 +142,12 @@ def _collect() -> _Parts:
     # The folder is the landmark of `sys.exec_prefix`; a statically built interpreter has few.
     files |= {f"lib/{_VERSION}/lib-dynload/{path.name}": path for path in extensions}
     files |= {f"lib/{name}": path for name, path in _shared_objects([executable, *extensions]).items()}
-    kernel = _package_folder("cloche_agent") / "kernels" / "python_kernel"
-    files |= {f"kernel/python_kernel/{name}": path for name, path in _sources(kernel).items()}
+    kernels = _package_folder("cloche_agent") / "kernels"
+    files |= {f"kernel/{name}": path for name, path in _kernel_programs(kernels).items()}
     agent: dict[str, Path] = {}
     for package in _AGENT_PACKAGES:
         agent |= {f"{package}/{name}": path for name, path in _sources(_package_folder(package)).items()}
-    return _Parts(
-        files, {name: path for name, path in agent.items() if "/kernels/python_kernel/" not in name}
-    )
+    return _Parts(files, {name: path for name, path in agent.items() if kernels not in path.parents[1:]})
 
 
 def _standard_library(folder: Path) -> dict[str, Path]:
@@ -178,6 +176,15 @@ def _sources(folder: Path) -> dict[str, Path]:
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*.py"))}
     if not found:
         raise Internal(f"part of the agent is missing: {folder}", hint="install cloche again")
+    return found
+
+
+def _kernel_programs(folder: Path) -> dict[str, Path]:
+    """Every file of every `<language>_kernel`, in whatever language."""
+    found: dict[str, Path] = {}
+    for program in sorted(folder.glob("*_kernel")):
+        files = sorted(path for path in program.rglob("*") if path.is_file())
+        found |= {str(path.relative_to(folder)): path for path in files if path.suffix != ".pyc"}
     return found
 
 

@@ -1,0 +1,69 @@
+"""The languages that contexts run, each a record: what its kernel is started with, and what that takes.
+
+A kernel is a program of its own, run by the template's interpreter of that language. Adding a language means
+a folder `<language>_kernel` beside this file, which speaks the protocol of docs/kernels.md, and a record.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KERNELS = "{kernels}"
+
+
+class Language(NamedTuple):
+    """One language that contexts run.
+
+    Attributes:
+        name: Normalised, as contexts show it.
+        command: What starts its kernel: a program, looked for on PATH of the sandbox's variables, and its
+            arguments; `{kernels}` stands for the folder of our kernel programs. The number of the
+            descriptor that leads to the agent is added at the end.
+        needs: What the template has to have, for the user whose template has it not: "code in X needs ...".
+        aliases: Further names that requests may use.
+        is_listed_at_boot: Whether its default context is shown before anybody has used it, as E2B does.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    needs: str
+    aliases: tuple[str, ...] = ()
+    is_listed_at_boot: bool = False
+
+    def argv(self, kernels: str, descriptor: int) -> list[str]:
+        """The command that starts a kernel; `kernels` is the folder of kernel programs as seen from here."""
+        return [*(word.replace(_KERNELS, kernels) for word in self.command), str(descriptor)]
+
+    def is_there(self, env: Mapping[str, str]) -> bool:
+        """Whether the template has the program that runs it."""
+        path = env.get("PATH") or os.environ.get("PATH", DEFAULT_PATH)
+        return shutil.which(self.command[0], path=path) is not None
+
+
+PYTHON = Language(
+    "python",
+    ("python3", f"{_KERNELS}/python_kernel"),
+    "code in Python needs python3 and IPython >= 8 (add `pip install ipython` to the template)",
+    ("py", "python3"),
+    is_listed_at_boot=True,
+)
+
+LANGUAGES = (PYTHON,)
+
+_BY_NAME = {name: language for language in LANGUAGES for name in (language.name, *language.aliases)}
+
+
+def find_language(name: str | None) -> Language | None:
+    """The language that a request names; Python where it names none. None: there is none of that name."""
+    return _BY_NAME.get(normalised(name))
+
+
+def normalised(name: str | None) -> str:
+    """A name as the table has it."""
+    return (name or PYTHON.name).lower().strip()
