@@ -167,9 +167,12 @@ def test_large_file_comes_whole_and_packed_only_when_preferred(agent: Agent, tmp
         ("bytes=-2", 206, b"89"),
         ("bytes=8-100", 206, b"89"),
         ("bytes=4-2", 200, b"0123456789"),
-        ("bytes=0-1,3-4", 200, b"0123456789"),
+        ("bytes=3-4, 20-30", 206, b"34"),
+        ("bytes=0-8,1-9", 200, b"0123456789"),
+        ("bytes=0-1,x", 200, b"0123456789"),
         ("lines=0-1", 200, b"0123456789"),
         ("bytes=10-", 416, None),
+        ("bytes=10-,20-30", 416, None),
         ("bytes=-0", 416, None),
     ],
 )
@@ -179,6 +182,58 @@ def test_ranges(agent: Agent, tmp_path: Path, asked: str, status: int, expected:
     assert answer.status == status
     if expected is not None:
         assert answer.body == expected
+    else:
+        assert answer.headers["Content-Range"] == "bytes */10"
+
+
+def test_several_ranges_come_as_one_multipart_body(agent: Agent, tmp_path: Path) -> None:
+    data = os.urandom(1_000_000)
+    (tmp_path / "x.json").write_bytes(data)
+    answer = agent.request("GET", _target(tmp_path / "x.json"), Range="bytes=0-1, 300000-899999,-3")
+    kind, _, boundary = answer.headers["Content-Type"].partition("; boundary=")
+    assert (answer.status, kind) == (206, "multipart/byteranges")
+    assert answer.headers["Content-Range"] is None
+    assert int(answer.headers["Content-Length"]) == len(answer.body)
+    spans = [(0, 2), (300_000, 900_000), (999_997, 1_000_000)]
+    expected = b"".join(
+        f"--{boundary}\r\nContent-Type: application/json\r\n"
+        f"Content-Range: bytes {start}-{end - 1}/1000000\r\n\r\n".encode()
+        + data[start:end]
+        + b"\r\n"
+        for start, end in spans
+    )
+    assert answer.body == expected + f"--{boundary}--\r\n".encode()
+
+
+def test_head_ignores_a_range_and_leaves_no_file_open(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(1_000_000))
+    answer = agent.request("HEAD", _target(tmp_path / "x"), Range="bytes=0-599999")
+    assert (answer.status, answer.headers["Content-Length"]) == (200, "1000000")
+    held = [entry.readlink() for entry in Path(f"/proc/{agent.pid}/fd").iterdir() if entry.exists()]
+    assert tmp_path / "x" not in held
+
+
+@pytest.mark.parametrize(
+    ("accepted", "status", "encoding"),
+    [
+        ("identity;q=0", 406, None),
+        ("*;q=0", 406, None),
+        ("br, *;q=0", 406, None),
+        ("identity;q=0, gzip;q=0.5", 200, "gzip"),
+        ("*;q=0, identity", 200, None),
+        ("gzip;q=0", 200, None),
+        ("", 200, None),
+    ],
+)
+def test_encoding_that_is_accepted_is_used_or_refused(
+    agent: Agent, tmp_path: Path, accepted: str, status: int, encoding: str | None
+) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+    answer = agent.request("GET", _target(tmp_path / "x"), Accept_Encoding=accepted)
+    assert (answer.status, answer.headers["Content-Encoding"]) == (status, encoding)
+    part = agent.request("GET", _target(tmp_path / "x"), Accept_Encoding=accepted, Range="bytes=0-0")
+    refuses_identity = status == 406 or encoding is not None
+    assert part.status == (406 if refuses_identity else 206)
 
 
 def test_unchanged_file_is_not_sent_again(agent: Agent, tmp_path: Path) -> None:
@@ -189,7 +244,12 @@ def test_unchanged_file_is_not_sent_again(agent: Agent, tmp_path: Path) -> None:
     assert agent.request("GET", _target(path), If_None_Match=f'"other", {tag}').status == 304
     assert agent.request("GET", _target(path), If_Modified_Since=date).status == 304
     assert agent.request("GET", _target(path), If_Match='"other"').status == 412
+    assert (
+        agent.request("GET", _target(path), If_Unmodified_Since="Thu, 01 Jan 1970 00:00:00 GMT").status == 412
+    )
     assert agent.request("GET", _target(path), Range="bytes=0-0", If_Range='"other"').status == 200
+    assert agent.request("GET", _target(path), Range="bytes=0-0", If_Range=tag).status == 206
+    assert agent.request("GET", _target(path), Range="bytes=0-0", If_Range=date).status == 206
     os.utime(path, (1, 1))
     assert agent.request("GET", _target(path), If_None_Match=tag).status == 200
 

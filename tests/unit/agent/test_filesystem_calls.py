@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,52 @@ def test_watcher_gathers_events_of_the_whole_tree(agent: Agent, tmp_path: Path) 
     assert _call(agent, "GetWatcherEvents", **watcher).json == {}
     assert _call(agent, "RemoveWatcher", **watcher).status == 200
     assert _call(agent, "GetWatcherEvents", **watcher).status == 404
+
+
+def _events(agent: Agent, watcher: dict[str, str]) -> list[tuple[str, str]]:
+    found = _call(agent, "GetWatcherEvents", **watcher).json.get("events", [])
+    return [(event["name"], event["type"].removeprefix("EVENT_TYPE_")) for event in found]
+
+
+def test_upload_of_a_new_file_is_told_as_created_given_to_its_user_and_written(
+    agent: Agent, tmp_path: Path
+) -> None:
+    """The three events that E2B's daemon causes: the official clients' tests count them."""
+    watcher = {"watcherId": _call(agent, "CreateWatcher", path=tmp_path).json["watcherId"]}
+    target = "/files?path=" + str(tmp_path / "x")
+    agent.request("POST", target, b"data", Content_Type="application/octet-stream")
+    assert _events(agent, watcher) == [("x", "CREATE"), ("x", "CHMOD"), ("x", "WRITE")]
+    _call(agent, "RemoveWatcher", **watcher)
+
+
+def test_what_came_into_a_new_folder_before_it_was_watched_is_told(agent: Agent, tmp_path: Path) -> None:
+    watcher = {"watcherId": _call(agent, "CreateWatcher", path=tmp_path, recursive=True).json["watcherId"]}
+    os.kill(agent.pid, signal.SIGSTOP)  # so that the agent cannot be faster
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "file").write_text("x")
+    (tmp_path / "new" / "empty").touch()
+    os.kill(agent.pid, signal.SIGCONT)
+    assert sorted(_events(agent, watcher)) == [
+        ("new", "CREATE"), ("new/empty", "CREATE"), ("new/file", "CREATE"), ("new/file", "WRITE"),
+    ]  # fmt: skip
+    _call(agent, "RemoveWatcher", **watcher)
+
+
+def test_folder_that_moves_is_watched_under_its_new_name_or_no_more(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "root" / "a" / "deep").mkdir(parents=True)
+    watcher = {
+        "watcherId": _call(agent, "CreateWatcher", path=tmp_path / "root", recursive=True).json["watcherId"]
+    }
+    (tmp_path / "root" / "a").rename(tmp_path / "root" / "b")
+    (tmp_path / "root" / "b" / "deep" / "x").touch()
+    assert ("b/deep/x", "CREATE") in _events(agent, watcher)
+    (tmp_path / "root" / "b" / "deep" / "y").touch()
+    assert ("b/deep/y", "CREATE") in _events(agent, watcher)
+    (tmp_path / "root" / "b").rename(tmp_path / "outside")
+    assert _events(agent, watcher) == [("b", "RENAME")]
+    (tmp_path / "outside" / "deep" / "z").touch()
+    assert _events(agent, watcher) == []
+    _call(agent, "RemoveWatcher", **watcher)
 
 
 def test_watch_stream_begins_with_start_and_carries_entries(agent: Agent, tmp_path: Path) -> None:

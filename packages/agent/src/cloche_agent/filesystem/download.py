@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import os
+import secrets
 import stat
 import zlib
 from collections.abc import AsyncGenerator
@@ -14,7 +15,7 @@ from urllib.parse import quote
 from cloche_agent.credentials import acting_as
 from cloche_agent.filesystem import ranges
 from cloche_agent.filesystem.paths import explained, shown
-from cloche_agent.http import AbortConnection, Response
+from cloche_agent.http import AbortConnection, Response, error_response
 from cloche_wire.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -73,14 +74,22 @@ def _answer(request: Request, path: str, descriptor: int, found: os.stat_result)
         ("content-disposition", _disposition(path)),
         ("x-content-type-options", "nosniff"),
     ]
-    span = ranges.requested_span(request.headers, found)
-    if span is not None:
-        headers.append(("content-range", f"bytes {span.start}-{span.end - 1}/{found.st_size}"))
-        return _plain(206, headers, descriptor, span)
-    if request.method == "HEAD":
+    wants_gzip = ranges.wants_gzip(request.headers)
+    if request.method == "HEAD":  # for which no range is defined: RFC 9110, section 14.2
         headers.append(("content-length", str(found.st_size)))
         return Response(200, headers)
-    if request.headers.get("range") is None and ranges.prefers_gzip(request.headers):
+    try:
+        spans = ranges.requested_spans(request.headers, found)
+    except ranges.RangeNotSatisfiable as error:
+        refusal = error_response(error)
+        refusal.headers.append(("content-range", f"bytes */{found.st_size}"))
+        return refusal
+    if len(spans) > 1:
+        return _several(headers, descriptor, spans, found.st_size)
+    if spans:
+        headers.append(("content-range", _content_range(spans[0], found.st_size)))
+        return _plain(206, headers, descriptor, spans[0])
+    if wants_gzip:
         headers.append(("content-encoding", "gzip"))
         return Response(200, headers, _gzip(descriptor))
     if found.st_size <= _PIECE_BYTES:
@@ -104,16 +113,43 @@ def _plain(status: int, headers: list[tuple[str, str]], descriptor: int, span: r
     return Response(status, headers, _pieces(descriptor, span))
 
 
-async def _pieces(descriptor: int, span: ranges.Span) -> AsyncGenerator[bytes, None]:
+def _content_range(span: ranges.Span, size: int) -> str:
+    return f"bytes {span.start}-{span.end - 1}/{size}"
+
+
+def _several(
+    headers: list[tuple[str, str]], descriptor: int, spans: list[ranges.Span], size: int
+) -> Response:
+    """Many ranges in one `multipart/byteranges` body, RFC 9110, section 14.6."""
+    boundary = secrets.token_hex(15)
+    kind = dict(headers)["content-type"]
+    parts: list[ranges.Span | bytes] = []
+    for span in spans:
+        head = f"--{boundary}\r\nContent-Type: {kind}\r\nContent-Range: {_content_range(span, size)}\r\n\r\n"
+        parts += [head.encode("latin-1"), span, b"\r\n"]
+    parts.append(f"--{boundary}--\r\n".encode())
+    length = sum(len(part) if isinstance(part, bytes) else part.end - part.start for part in parts)
+    headers = [(name, value) for name, value in headers if name != "content-type"]
+    headers.append(("content-type", f"multipart/byteranges; boundary={boundary}"))
+    headers.append(("content-length", str(length)))
+    return Response(206, headers, _pieces(descriptor, *parts))
+
+
+async def _pieces(descriptor: int, *parts: ranges.Span | bytes) -> AsyncGenerator[bytes, None]:
+    """Ranges of the file, and bytes between them as they are."""
     try:
-        offset = span.start
-        while offset < span.end:
-            piece = _read(descriptor, offset, min(_PIECE_BYTES, span.end - offset))
-            if not piece:
-                raise AbortConnection  # the file shrank: the promised length cannot be kept
-            offset += len(piece)
-            yield piece
-            await asyncio.sleep(0)  # a fast reader never makes us wait: let the others have their turn
+        for part in parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            offset = part.start
+            while offset < part.end:
+                piece = _read(descriptor, offset, min(_PIECE_BYTES, part.end - offset))
+                if not piece:
+                    raise AbortConnection  # the file shrank: the promised length cannot be kept
+                offset += len(piece)
+                yield piece
+                await asyncio.sleep(0)  # a fast reader never makes us wait: let the others have their turn
     finally:
         os.close(descriptor)
 

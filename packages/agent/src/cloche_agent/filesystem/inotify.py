@@ -41,6 +41,7 @@ _NETWORK_FILE_SYSTEMS = frozenset({0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x00C
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32]
+_libc.inotify_rm_watch.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.statfs.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
 
 
@@ -50,6 +51,8 @@ class RawEvent(NamedTuple):
     watch: int
     mask: int
     name: str
+    cookie: int
+    """The same for both halves of a rename."""
 
 
 class Inotify:
@@ -71,6 +74,10 @@ class Inotify:
         """
         return _checked(_libc.inotify_add_watch(self.descriptor, os.fsencode(path), _WATCHED), path)
 
+    def remove(self, watch: int) -> None:
+        """End one watch; nothing happens when the kernel has ended it already."""
+        _libc.inotify_rm_watch(self.descriptor, watch)
+
     def read(self) -> list[RawEvent]:
         """Events that are there; none when there are none."""
         try:
@@ -80,10 +87,10 @@ class Inotify:
         events: list[RawEvent] = []
         offset = 0
         while offset < len(data):
-            watch, mask, _, length = _HEAD.unpack_from(data, offset)
+            watch, mask, cookie, length = _HEAD.unpack_from(data, offset)
             offset += _HEAD.size
             name = data[offset : offset + length].rstrip(b"\0")
-            events.append(RawEvent(watch, mask, os.fsdecode(name)))
+            events.append(RawEvent(watch, mask, os.fsdecode(name), cookie))
             offset += length
         return events
 

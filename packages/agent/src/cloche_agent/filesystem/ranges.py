@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from cloche_agent.http import Headers
 
-_RANGE = re.compile(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
+_RANGE = re.compile(r"\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
+_MOST_RANGES = 64
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DATE = re.compile(r"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
@@ -32,6 +33,12 @@ class RangeNotSatisfiable(InvalidArgument):
     """The range begins behind the end of the file."""
 
     http_status = 416
+
+
+class NotAcceptable(InvalidArgument):
+    """The client accepts none of the encodings that the file can be sent in."""
+
+    http_status = 406
 
 
 def etag(found: os.stat_result) -> str:
@@ -66,46 +73,60 @@ def has_failed_precondition(headers: Headers, found: os.stat_result) -> bool:
     return since is not None and int(found.st_mtime) > since
 
 
-def requested_span(headers: Headers, found: os.stat_result) -> Span | None:
-    """The one range that is asked for, or None for the whole file.
+def requested_spans(headers: Headers, found: os.stat_result) -> list[Span]:
+    """The ranges that are asked for, in the order asked; none for the whole file.
 
-    Several ranges at once, another unit and a malformed header are answered with the whole file, as the RFC
-    allows.
+    Another unit, a malformed header, ranges that together are longer than the file, and very many of them are
+    answered with the whole file, as RFC 9110, section 14.2, allows: else a short request could ask for a
+    large file many times over.
 
     Raises:
-        RangeNotSatisfiable: It begins behind the end.
+        RangeNotSatisfiable: Every one begins behind the end.
     """
-    match = _RANGE.fullmatch(headers.get("range") or "")
-    if match is None or not (match[1] or match[2]):
-        return None
-    condition = headers.get("if-range")
-    if (
+    unit, equals, wanted = (headers.get("range") or "").partition("=")
+    if unit.strip() != "bytes" or not equals or _is_outdated(headers.get("if-range"), found):
+        return []
+    matches = [_RANGE.fullmatch(item) for item in wanted.split(",") if item.strip()]
+    spans: list[Span] = []
+    for match in matches:
+        if match is None or not (match[1] or match[2]):
+            return []
+        if match[1] and match[2] and int(match[2]) < int(match[1]):
+            return []
+        span = _span(match, found.st_size)
+        if span.start < span.end:
+            spans.append(span)
+    if matches and not spans:
+        raise RangeNotSatisfiable(f"range begins behind the end: {found.st_size}")
+    if len(spans) > _MOST_RANGES or sum(end - start for start, end in spans) > found.st_size:
+        return []
+    return spans
+
+
+def _span(match: re.Match[str], size: int) -> Span:
+    if not match[1]:
+        return Span(max(0, size - int(match[2])), size)
+    return Span(int(match[1]), min(int(match[2]) + 1, size) if match[2] else size)
+
+
+def _is_outdated(condition: str | None, found: os.stat_result) -> bool:
+    """Whether an If-Range names another content than this one."""
+    return (
         condition is not None
         and condition.strip() != etag(found)
         and _seconds(condition) != int(found.st_mtime)
-    ):
-        return None
-    size = found.st_size
-    if not match[1]:
-        length = min(int(match[2]), size)
-        if length == 0:
-            raise RangeNotSatisfiable("range is empty")
-        return Span(size - length, size)
-    start = int(match[1])
-    end = min(int(match[2]) + 1, size) if match[2] else size
-    if match[2] and int(match[2]) < start:
-        return None
-    if start >= size:
-        raise RangeNotSatisfiable(f"range begins behind the end: {size}")
-    return Span(start, end)
+    )
 
 
-def prefers_gzip(headers: Headers) -> bool:
+def wants_gzip(headers: Headers) -> bool:
     """Whether gzip is wanted more than the plain bytes: it is named, and identity is not named as its equal.
 
     A client that merely can unpack (`gzip, deflate, br`: every library by default) gets plain bytes when it
-    names more
-    than one encoding without weights: packing costs more time than a local connection saves.
+    names more than one encoding without weights: packing costs more time than a local connection saves. Bytes
+    of a range are always plain.
+
+    Raises:
+        NotAcceptable: Neither is accepted.
     """
     weights: dict[str, float] = {}
     for item in ",".join(headers.get_all("accept-encoding")).lower().split(","):
@@ -113,10 +134,13 @@ def prefers_gzip(headers: Headers) -> bool:
         quality = _QUALITY.fullmatch(rest.strip())
         if name.strip():
             weights[name.strip()] = float(quality[1]) if quality else 1.0
-    gzip = weights.get("gzip", 0.0)
-    if len(weights) == 1:
-        return gzip > 0
-    return gzip > weights.get("identity", weights.get("*", 1.0))
+    gzip, rest_of_all = weights.get("gzip", 0.0), weights.get("*", 1.0)
+    identity = weights.get("identity", rest_of_all)
+    if headers.get("range") is not None:
+        gzip = 0.0
+    if identity == 0 and gzip == 0:
+        raise NotAcceptable("no acceptable encoding", hint="identity is served, and gzip without a range")
+    return gzip > 0 and (len(weights) == 1 or gzip > identity)
 
 
 def _seconds(date: str | None) -> int | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
+import stat
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,8 @@ class Watch:
         self._recursive = recursive
         self._include_entry = include_entry
         self._folders: dict[int, str] = {}
+        self._moving: dict[int, str] = {}
+        """Watched folders whose new name is not known yet, by the cookie of their rename."""
         self._events: deque[FilesystemEvent] = deque()
         self._arrived = asyncio.Event()
         with explained(root):
@@ -69,7 +73,8 @@ class Watch:
         asyncio.get_running_loop().add_reader(self._inotify.descriptor, self._read)
 
     def take(self) -> list[FilesystemEvent]:
-        """Events since the last call."""
+        """Events since the last call, up to this moment."""
+        self._read()
         taken = list(self._events)
         self._events.clear()
         self._arrived.clear()
@@ -128,15 +133,41 @@ class Watch:
             for name, is_folder in found:
                 below = f"{folder}/{name}" if folder else name
                 if report:
-                    self._report(below, EventType.EVENT_TYPE_CREATE)
+                    self._report_found(below)
                 if is_folder:
                     pending.append(below)
 
+    def _report_found(self, name: str) -> None:
+        """Tell of what was there before its folder was watched: made, and written to if it holds anything."""
+        self._report(name, EventType.EVENT_TYPE_CREATE)
+        with contextlib.suppress(OSError):
+            found = os.lstat(self._path(name))
+            if stat.S_ISREG(found.st_mode) and found.st_size:
+                self._report(name, EventType.EVENT_TYPE_WRITE)
+
     def _read(self) -> None:
         events = self._inotify.read()
+        if not events:
+            return
         with acting_as(self._user):
             for event in events:
                 self._take_in(event)
+            # The kernel queues both halves of a rename one after the other. What has no second half by now
+            # went to where nobody watches.
+            for folder in self._moving.values():
+                self._forget(folder)
+            self._moving.clear()
+
+    def _forget(self, folder: str) -> None:
+        for watch, name in list(self._folders.items()):
+            if name == folder or name.startswith(f"{folder}/"):
+                del self._folders[watch]
+                self._inotify.remove(watch)
+
+    def _rename(self, old: str, new: str) -> None:
+        for watch, name in self._folders.items():
+            if name == old or name.startswith(f"{old}/"):
+                self._folders[watch] = new + name[len(old) :]
 
     def _take_in(self, event: inotify.RawEvent) -> None:
         if event.mask & inotify.IN_Q_OVERFLOW:
@@ -146,7 +177,7 @@ class Watch:
         if folder is None:
             return
         if event.mask & inotify.IN_IGNORED:
-            del self._folders[event.watch]
+            del self._folders[event.watch]  # the kernel ended the watch: the folder is gone
             return
         if not event.name:
             # About the folder itself. One below the root was told of by its parent.
@@ -158,10 +189,15 @@ class Watch:
         for mask, kind in _TYPES:
             if event.mask & mask:
                 self._report(name, kind)
-        is_new_folder = event.mask & inotify.IN_ISDIR and event.mask & (
-            inotify.IN_CREATE | inotify.IN_MOVED_TO
-        )
-        if self._recursive and is_new_folder:
+        if self._recursive and event.mask & inotify.IN_ISDIR:
+            self._follow_folder(event, name)
+
+    def _follow_folder(self, event: inotify.RawEvent, name: str) -> None:
+        if event.mask & inotify.IN_MOVED_FROM:
+            self._moving[event.cookie] = name
+        elif event.mask & inotify.IN_MOVED_TO and event.cookie in self._moving:
+            self._rename(self._moving.pop(event.cookie), name)
+        elif event.mask & (inotify.IN_CREATE | inotify.IN_MOVED_TO):
             self._watch_new(name)
 
     def _watch_new(self, relative: str) -> None:
