@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from cloche_server.templates import host_settings, manifest, recipe
+from cloche_server.templates import builder, host_settings, recipe
 
 FLOOR = Path(__file__).with_name("floor.toml")
 
@@ -87,13 +87,21 @@ def _internet() -> str | None:
         )
 
 
-def _template() -> str | None:
-    # By the recipe's hash: a server that finds an older build would make a new one first, for each test anew.
-    folder = templates_folder()
-    found = manifest.newest(folder, recipe.TEMPLATE_ID)
-    if found is None or found.recipe_hash != recipe.Recipe(host_settings.extra_certificates()).hash:
-        return f"no up-to-date build of the default template in {folder}: make setup"
-    return None
+def _template(name: str) -> Callable[[], str | None]:
+    def probe() -> str | None:
+        # By the recipe's hash: a server that finds an older build makes a new one first, for each test anew.
+        folder = templates_folder()
+        (wanted,) = (
+            known for known in recipe.embedded(host_settings.extra_certificates()) if known.name == name
+        )
+        built = builder.finished(folder, wanted) is not None
+        return (
+            None
+            if built
+            else f"no up-to-date build of template {name} in {folder}: cloche template build {name}"
+        )
+
+    return probe
 
 
 def _command(*names: str) -> Callable[[], str | None]:
@@ -125,7 +133,8 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "idmap": _idmap,
     "cgroup": _cgroup,
     "internet": _internet,
-    "template": _template,
+    "template": _template(recipe.NAME),
+    "polyglot": _template("polyglot"),
     "crun": _command("crun"),
     "nft": _command("nft"),
     "node": _command("node", "npm"),

@@ -82,3 +82,12 @@ async def test_what_is_no_manifest_is_left_out(
         (config.templates_dir / name / "manifest.json").write_text(text)
     await control.templates.scan()
     await create(client)
+
+
+@pytest.mark.parametrize("name", ["polyglot", "polyglot:default"])
+async def test_a_template_of_ours_that_nobody_has_built_is_refused_with_the_command(
+    client: httpx.AsyncClient, name: str
+) -> None:
+    answer = await client.post("/v2/sandboxes", json={"templateID": name})
+    assert_problem(answer, 404)
+    assert "cloche template build polyglot" in answer.json()["message"]

@@ -18,7 +18,7 @@ from cloche_server.clock import Clock
 from cloche_server.ids import BuildId, TemplateId
 from cloche_server.store.schema import EVERYONE
 from cloche_server.store.templates import Template, Templates
-from cloche_server.templates import manifest
+from cloche_server.templates import manifest, recipe
 from cloche_wire.errors import ClocheError, TemplateNotFound
 
 DEFAULT_TAG = "default"
@@ -43,7 +43,8 @@ class TemplateRegistry:
         """Return the template that an id, a name or an alias means, maybe with `namespace/` or `:tag`.
 
         Raises:
-            TemplateNotFound: The caller may use no such template.
+            TemplateNotFound: The caller may use no such template, or it is one of ours that nobody has
+                built here; the hint says how to.
         """
         name = _plain_name(caller, reference)
         found = None if name is None else await self._templates.find(caller.team_id, name)
@@ -51,7 +52,7 @@ class TemplateRegistry:
             await self.scan()
             found = await self._templates.find(caller.team_id, name)
         if found is None:
-            raise TemplateNotFound(f"template '{reference[:128]}' not found")
+            raise _not_found(reference, name)
         return found
 
     async def scan(self) -> None:
@@ -77,6 +78,17 @@ def _plain_name(caller: Caller, reference: str) -> str | None:
     if tag not in ("", DEFAULT_TAG) or (slash and namespace != caller.team_name.lower()):
         return None
     return rest or None
+
+
+def _not_found(reference: str, name: str | None) -> TemplateNotFound:
+    for known in recipe.embedded():
+        # Not built here and now: it takes minutes and gigabytes, and anybody with a key can ask for it.
+        if name in (known.template_id, known.name, *known.aliases):
+            command = f"cloche template build {known.name}"
+            return TemplateNotFound(
+                f"template '{known.name}' is not built on this server", hint=f"build it with `{command}`"
+            )
+    return TemplateNotFound(f"template '{reference[:128]}' not found")
 
 
 def _changed_ns(folder: Path) -> int:

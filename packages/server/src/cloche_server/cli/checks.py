@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cloche_server.cli import probes
-from cloche_server.templates import host_settings
-from cloche_server.templates.default import NEEDED_BYTES
+from cloche_server.templates import host_settings, recipe
 
 if TYPE_CHECKING:
     from cloche_server.config import Config
@@ -96,9 +95,9 @@ def _program(name: str, package: str, *arguments: str) -> Callable[[Config], _Fi
 
 def _disk(config: Config) -> _Finding:
     folder = next(path for path in (config.templates_dir, *config.templates_dir.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
+    free, needed = shutil.disk_usage(folder).free, recipe.code_interpreter().needed_bytes
     return _Finding(
-        free >= NEEDED_BYTES, f"{free >> 20} MiB free at {folder}", "a template build needs 2048 MiB"
+        free >= needed, f"{free >> 20} MiB free at {folder}", f"a template build needs {needed >> 20} MiB"
     )
 
 

@@ -14,7 +14,7 @@ from cloche_server.cli import checks
 from cloche_server.config import API_UID
 from cloche_server.edge import tls
 from cloche_server.node.journal import Journal
-from cloche_server.templates import default, superseded
+from cloche_server.templates import builder, host_settings, recipe, superseded
 from cloche_wire.errors import PermissionDenied, Unavailable, UnsupportedOption
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def settle_isolation(config: Config) -> Config:
 
 def ensure_template(config: Config, progress: Callable[[str], None]) -> None:
     """Build the default template where it is missing or its recipe has changed."""
-    default.ensure(config, progress)
+    builder.ensure(config, recipe.code_interpreter(host_settings.extra_certificates()), progress)
 
 
 def remove_superseded_templates(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""`cloche template`: build the default template ahead of the first start."""
+"""`cloche template`: build embedded templates, the default one ahead of the first start."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import click
 from cloche_server import config as configuration
 from cloche_server.cli.output import explain, is_root, note, state_option
 from cloche_server.isolation import syscalls
-from cloche_server.templates import default
+from cloche_server.templates import builder, host_settings, recipe
 
 
 @click.group()
 def template() -> None:
-    """Build the default template."""
+    """Build the templates that Cloche brings."""
 
 
 @template.command()
+@click.argument("name", type=click.Choice([known.name for known in recipe.embedded()]), default=recipe.NAME)
 @state_option
-def build(state: str | None) -> None:
-    """Build `code-interpreter-v1` where it is missing or its recipe has changed."""
+def build(name: str, state: str | None) -> None:
+    """Build a template where it is missing or its recipe has changed; the default one unless named."""
     with explain():
         config = configuration.load({"state": state})
         if is_root():
             # SAFETY: before the builder mounts anything; see `serve`.
             syscalls.enter_private_mounts()
-        made = default.ensure(config, note)
+        (wanted,) = (
+            known for known in recipe.embedded(host_settings.extra_certificates()) if known.name == name
+        )
+        made = builder.ensure(config, wanted, note)
         note(f"template {made.name} ({made.template_id}) lies in {config.templates_dir / made.build_id}")

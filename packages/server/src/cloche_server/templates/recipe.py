@@ -1,4 +1,4 @@
-"""What the default template is made of, as data, and the hash that says whether it has to be made again."""
+"""What the embedded templates are made of, as data, and the hash that says when one has to be made again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 TEMPLATE_ID = "codeinterpreterv1000"
-"""Fixed, so that clients may keep it across machines and rebuilds."""
+"""Of the default template."""
 NAME = "code-interpreter-v1"
-ALIASES = ("base",)
-CPU_COUNT = 2
-MEMORY_MIB = 2048
 
 FORMAT = 1
 """Goes into the hash: raise it when the builder itself does something else with the same recipe."""
@@ -32,10 +29,10 @@ NPM_VERSION = "10.9.4"
 """The newest line that runs on Node.js 20."""
 NPM_SHA512 = "OnUG836FwboQIbqtefDNlyR0gTHzIfwRfE3DuiNewBvnMnWEpB0VEXwBlFVgqpNzIgYo/MHh3d2Hel/pszapAA=="
 
-_FILES = Path(__file__).parent / "code_interpreter"
-REQUIREMENTS = _FILES / "requirements.txt"
-"""Python packages with hashes; written by `tools/lock-template-packages`."""
-CUSTOMIZE = _FILES / "customize.sh"
+POLYGLOT_PACKAGES = ("g++", "openjdk-21-jdk-headless", "r-base-core", "r-cran-irkernel", "ruby")
+"""`g++` compiles each cell of C++. R's own kernel is packaged; Java's comes from PyPI."""
+
+_FILES = Path(__file__).parent
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -43,9 +40,33 @@ SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 class Recipe(NamedTuple):
     """Everything a build depends on."""
 
+    template_id: str
+    """Fixed, so that clients may keep it across machines and rebuilds."""
+    name: str
+    packages: tuple[str, ...]
+    """Of Debian, beyond the essential ones or those of `base`."""
+    files: Path
+    """Folder of `requirements.txt` and `customize.sh`."""
+    needed_bytes: int
+    """Free space that a build asks for: its root, and its packages for a while."""
+    aliases: tuple[str, ...] = ()
+    base: Recipe | None = None
+    """The template whose root this one starts from."""
     certificates: tuple[bytes, ...] = ()
     """Authorities of the machine it is made on, one PEM block each."""
     machine: str = platform.machine()
+    cpu_count: int = 2
+    memory_mib: int = 2048
+
+    @property
+    def requirements(self) -> Path:
+        """Python packages with hashes; written by `tools/lock-template-packages`."""
+        return self.files / "requirements.txt"
+
+    @property
+    def customize(self) -> Path:
+        """The script of the last stage."""
+        return self.files / "customize.sh"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,8 +82,32 @@ class Recipe(NamedTuple):
     @property
     def hash(self) -> str:
         """The same for the same result; proxies and mirrors leave no trace in a template."""
-        fixed = (FORMAT, SUITE, PACKAGES, NPM_VERSION, NPM_SHA512, self.machine)
+        fixed = (FORMAT, SUITE, self.packages, NPM_VERSION, NPM_SHA512, self.machine)
         digest = hashlib.sha256(repr((fixed, sorted(self.environment.items()))).encode())
-        for content in (REQUIREMENTS.read_bytes(), CUSTOMIZE.read_bytes(), *self.certificates):
+        contents = [self.requirements.read_bytes(), self.customize.read_bytes(), *self.certificates]
+        if self.base:
+            contents.append(self.base.hash.encode())
+        for content in contents:
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
+
+
+def code_interpreter(certificates: tuple[bytes, ...] = ()) -> Recipe:
+    """The default template: made at the first start, so as small as what everybody needs."""
+    return Recipe(
+        TEMPLATE_ID, NAME, PACKAGES, _FILES / "code_interpreter", needed_bytes=2 * 1024**3,
+        aliases=("base",), certificates=certificates,
+    )  # fmt: skip
+
+
+def polyglot(certificates: tuple[bytes, ...] = ()) -> Recipe:
+    """The default template and the languages that are too large for it; made when it is asked for."""
+    return Recipe(
+        "polyglot000000000000", "polyglot", POLYGLOT_PACKAGES, _FILES / "polyglot",
+        needed_bytes=3 * 1024**3, base=code_interpreter(certificates), certificates=certificates,
+    )  # fmt: skip
+
+
+def embedded(certificates: tuple[bytes, ...] = ()) -> tuple[Recipe, ...]:
+    """Every template that Cloche can make by itself, the default one first."""
+    return (code_interpreter(certificates), polyglot(certificates))

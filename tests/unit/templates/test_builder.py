@@ -1,4 +1,4 @@
-"""The default template: what it is made from, when it is made again, what stops a build early."""
+"""Embedded templates: what they are made from, when they are made again, what stops a build early."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from cloche_server.config import Config
-from cloche_server.templates import default, host_settings, manifest, recipe
+from cloche_server.templates import builder, host_settings, manifest, recipe
 from cloche_server.templates.manifest import Manifest
-from cloche_server.templates.recipe import Recipe
 from cloche_wire.errors import Internal, NotEnoughSpace, PermissionDenied, Unavailable
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nMIIB%d\n-----END CERTIFICATE-----"
+_DEFAULT = recipe.code_interpreter()
 
 
 class _Usage(NamedTuple):
@@ -62,26 +62,63 @@ def test_broken_manifest_is_named(tmp_path: Path) -> None:
 
 
 def test_finished_template_with_the_same_recipe_is_used_as_it_is(tmp_path: Path) -> None:
-    wanted = Recipe(host_settings.extra_certificates())
+    wanted = recipe.code_interpreter(host_settings.extra_certificates())
     made = _write(tmp_path, "a", datetime(2026, 1, 1, tzinfo=UTC), wanted.hash)
     said: list[str] = []
-    assert default.ensure(Config(templates=str(tmp_path)), said.append) == made
+    assert builder.ensure(Config(templates=str(tmp_path)), wanted, said.append) == made
     assert said == []
 
 
 def test_recipe_changes_with_the_authorities_of_the_machine() -> None:
-    assert Recipe((_CERTIFICATE % 1,)).hash != Recipe().hash == Recipe().hash
+    assert (
+        recipe.code_interpreter((_CERTIFICATE % 1,)).hash != _DEFAULT.hash == recipe.code_interpreter().hash
+    )
+
+
+def test_recipe_changes_with_the_one_it_is_based_on() -> None:
+    polyglot = recipe.polyglot()
+    assert polyglot.base == _DEFAULT
+    changed = polyglot._replace(base=_DEFAULT._replace(packages=("bash",)))
+    assert polyglot.hash != changed.hash
 
 
 def test_programs_are_told_of_the_system_bundle_only_where_the_host_has_authorities() -> None:
-    assert "SSL_CERT_FILE" not in Recipe().environment
-    environment = Recipe((_CERTIFICATE % 1,)).environment
+    assert "SSL_CERT_FILE" not in _DEFAULT.environment
+    environment = recipe.code_interpreter((_CERTIFICATE % 1,)).environment
     assert environment["NODE_EXTRA_CA_CERTS"] == recipe.SYSTEM_BUNDLE
 
 
-def test_template_id_has_the_shape_that_clients_expect() -> None:
-    assert len(recipe.TEMPLATE_ID) == 20
-    assert recipe.TEMPLATE_ID.isalnum()
+@pytest.mark.parametrize("known", recipe.embedded(), ids=lambda known: known.name)
+def test_template_ids_have_the_shape_that_clients_expect(known: recipe.Recipe) -> None:
+    assert len(known.template_id) == 20
+    assert known.template_id.isalnum()
+
+
+def test_embedded_templates_share_no_name() -> None:
+    names = [name for known in recipe.embedded() for name in (known.template_id, known.name, *known.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_template_based_on_another_starts_from_its_newest_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe.polyglot()
+    assert wanted.base is not None
+    _write(tmp_path, "base-build", datetime(2026, 1, 1, tzinfo=UTC), wanted.base.hash)
+    copied: list[list[str]] = []
+
+    def note(build: object, title: str, command: list[str], **_: str) -> None:
+        copied.append(command)
+        raise Unavailable("far enough")
+
+    monkeypatch.setattr(builder, "_check_prerequisites", lambda *_: None)
+    monkeypatch.setattr(builder._Build, "_command", note)
+    monkeypatch.setattr(os, "chown", lambda *_, **__: None)
+    with pytest.raises(Unavailable, match="far enough"):
+        builder.ensure(Config(templates=str(tmp_path)), wanted, lambda _: None)
+    copy = next(command for command in copied if command[0] == "cp")
+    assert copy[2] == str(tmp_path / "base-build" / "rootfs")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "base-build"]
 
 
 def test_full_disk_stops_the_build_before_anything_is_written(
@@ -91,14 +128,14 @@ def test_full_disk_stops_the_build_before_anything_is_written(
     monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(10, 9, 1))
     with pytest.raises(NotEnoughSpace, match="not enough disk space"):
-        default.ensure(Config(templates=str(tmp_path / "templates")), lambda _: None)
+        builder.ensure(Config(templates=str(tmp_path / "templates")), _DEFAULT, lambda _: None)
     assert not (tmp_path / "templates").exists()
 
 
 def test_build_without_root_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PermissionDenied, match="needs root"):
-        default.ensure(Config(templates=str(tmp_path)), lambda _: None)
+        builder.ensure(Config(templates=str(tmp_path)), _DEFAULT, lambda _: None)
 
 
 def test_missing_tool_is_named_with_the_way_to_get_it(
@@ -107,7 +144,7 @@ def test_missing_tool_is_named_with_the_way_to_get_it(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(Unavailable, match="not installed: mmdebstrap") as caught:
-        default.ensure(Config(templates=str(tmp_path)), lambda _: None)
+        builder.ensure(Config(templates=str(tmp_path)), _DEFAULT, lambda _: None)
     assert caught.value.hint == "apt-get install mmdebstrap"
 
 
@@ -115,10 +152,10 @@ def test_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object, **__: object) -> None:
         raise Unavailable("mmdebstrap failed")
 
-    monkeypatch.setattr(default, "_check_prerequisites", lambda _: None)
-    monkeypatch.setattr(default._Build, "_command", fail)
-    monkeypatch.setattr(default._Build, "_npm", lambda _: None)
+    monkeypatch.setattr(builder, "_check_prerequisites", lambda *_: None)
+    monkeypatch.setattr(builder._Build, "_command", fail)
+    monkeypatch.setattr(builder._Build, "_npm", lambda _: None)
     monkeypatch.setattr(os, "chown", lambda *_, **__: None)
     with pytest.raises(Unavailable, match="mmdebstrap failed"):
-        default.ensure(Config(templates=str(tmp_path)), lambda _: None)
+        builder.ensure(Config(templates=str(tmp_path)), _DEFAULT, lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
