@@ -47,6 +47,7 @@ async def test_the_detail_tells_all_there_is(client: httpx.AsyncClient, placemen
         "diskSizeMB": 0,
         "state": "running",
         "metadata": {"a": "b"},
+        "volumeMounts": [],
         "isolation": "fake",
         "envdVersion": "0.6.13",
         "envdAccessToken": placement.created[0].access_token,
@@ -55,6 +56,16 @@ async def test_the_detail_tells_all_there_is(client: httpx.AsyncClient, placemen
         "network": {"allowPublicTraffic": False},
         "lifecycle": {"autoResume": False, "onTimeout": "kill"},
     }
+
+
+async def test_what_was_asked_of_the_end_of_its_time_is_shown(client: httpx.AsyncClient) -> None:
+    made = await create(client, autoPause=False, autoResume={"enabled": True})
+    body = (await client.get(f"/sandboxes/{made}")).json()
+    assert body["lifecycle"] == {"autoResume": True, "onTimeout": "kill"}
+
+
+async def test_an_mcp_configuration_is_for_the_client_to_start(client: httpx.AsyncClient) -> None:
+    await create(client, mcp={"exa": {"apiKey": "k"}}, iam={"tokens": {}})
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)

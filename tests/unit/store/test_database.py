@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, insert, select, text
 
 from cloche_server.config import Config
-from cloche_server.store.schema import VERSION, metadata, teams
+from cloche_server.store.schema import VERSION, metadata, sandboxes, teams
 from cloche_server.store.session import MIGRATIONS
 from cloche_server.store.store import Store
 from cloche_wire.errors import Unavailable
@@ -34,6 +34,23 @@ def test_migrations_make_the_tables_of_the_schema(store: Store) -> None:
 
 def test_the_version_is_that_of_the_newest_migration() -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [VERSION]
+
+
+def test_a_sandbox_of_the_first_tables_has_asked_for_nothing_new(config: Config, store: Store) -> None:
+    def insert_old(connection: Connection) -> dict[str, object]:
+        connection.execute(text("INSERT INTO teams VALUES ('t', 't', '2026-01-01 00:00:00')"))
+        connection.execute(
+            text(
+                "INSERT INTO sandboxes (id, team_id, template_id, build_id, alias, metadata, access_token,"
+                " allow_internet, cpu_count, memory_mib, disk_mib, started_at, end_at, state, isolation)"
+                " VALUES ('i1', 't', 'x', 'b', 'base', '{}', 'k', 1, 2, 512, 0,"
+                " '2026-01-01 00:00:00', '2026-01-01 00:05:00', 'running', 'container')"
+            )
+        )
+        columns = (sandboxes.c.network, sandboxes.c.lifecycle, sandboxes.c.volume_mounts)
+        return dict(connection.execute(select(*columns)).mappings().one())
+
+    assert store.database.write_now(insert_old) == {"network": {}, "lifecycle": {}, "volume_mounts": []}
 
 
 def test_a_database_of_a_later_version_is_refused(config: Config, store: Store) -> None:

@@ -1,25 +1,24 @@
 """What a create may ask for. What cannot be honoured is refused by name, never ignored."""
 
-import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from cloche_server.api.shapes import NetworkConfig, NewSandbox
+from cloche_server.api.network_options import NetworkOptions, check_network
+from cloche_server.api.shapes import Lifecycle, NewSandbox
 from cloche_server.config import Limits
 from cloche_wire.errors import InvalidArgument, UnsupportedOption
 
 MAX_OPTIONS_BYTES = 1 << 20
-_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?\Z")
 
 
 class Options(NamedTuple):
     """The checked options of one create."""
 
     timeout_s: int
-    allow_internet: bool
-    allow_public_traffic: bool
-    mask_request_host: str | None
+    lifecycle: Lifecycle
+    network: NetworkOptions
+    volume_mounts: list[dict[str, str]]
 
 
 def check_options(body: NewSandbox, limits: Limits, *, default_timeout_s: int) -> Options:
@@ -31,18 +30,13 @@ def check_options(body: NewSandbox, limits: Limits, *, default_timeout_s: int) -
     """
     timeout_s = default_timeout_s if body.timeout is msgspec.UNSET else body.timeout
     check_timeout(timeout_s, limits)
-    _check_lifecycle(body)
-    for option, value in (("mcp", body.mcp), ("iam", body.iam), ("volumeMounts", body.volume_mounts)):
-        if value:
-            raise _unsupported(option)
     _check_texts(body)
-    network = body.network or NetworkConfig()
-    _check_network(network)
+    _check_iam(body.iam)
     return Options(
         timeout_s,
-        allow_internet=body.allow_internet_access is not False,
-        allow_public_traffic=network.allow_public_traffic,
-        mask_request_host=network.mask_request_host,
+        lifecycle=_check_lifecycle(body),
+        network=check_network(body),
+        volume_mounts=_check_volume_mounts(body.volume_mounts),
     )
 
 
@@ -60,14 +54,33 @@ def check_timeout(timeout_s: int, limits: Limits) -> None:
         raise InvalidArgument(f"Timeout cannot be greater than {longest}")
 
 
-def _check_lifecycle(body: NewSandbox) -> None:
-    keeps = "needs an isolation that keeps memory, which this server does not have"
-    if body.auto_pause:
-        raise UnsupportedOption("autoPause is not supported", hint=f"pausing {keeps}")
-    if body.auto_resume.enabled:
-        raise UnsupportedOption("autoResume is not supported", hint=f"resuming {keeps}")
-    if not body.auto_pause_memory:
+def _check_lifecycle(body: NewSandbox) -> Lifecycle:
+    if not body.auto_pause_memory and not body.auto_pause:
         raise InvalidArgument("autoPauseMemory false needs autoPause")
+    if not body.auto_pause_memory and body.auto_resume.enabled:
+        raise InvalidArgument("autoPauseMemory false cannot be combined with autoResume")
+    if body.auto_pause:
+        raise UnsupportedOption(
+            "autoPause is not supported: isolation 'container' cannot keep the memory of a sandbox",
+            hint="leave it out: the time-out then kills; isolation 'gvisor' will be able to pause",
+        )
+    return Lifecycle(auto_resume=body.auto_resume.enabled)
+
+
+def _check_volume_mounts(mounts: list[Any] | None) -> list[dict[str, str]]:
+    if mounts:
+        raise UnsupportedOption(
+            "volumeMounts is not supported by this server yet", hint="leave out volumeMounts"
+        )
+    return []
+
+
+def _check_iam(iam: dict[str, Any] | None) -> None:
+    if iam and any(iam.values()):
+        raise UnsupportedOption(
+            "iam is not supported by this server: it issues no identity tokens",
+            hint="leave out iam; hand credentials over in envVars",
+        )
 
 
 def _check_texts(body: NewSandbox) -> None:
@@ -79,24 +92,3 @@ def _check_texts(body: NewSandbox) -> None:
             raise InvalidArgument(f"bad name in envVars: {name[:80]!r}", hint="no '=', no NUL, not empty")
         if "\0" in value:
             raise InvalidArgument(f"value in envVars holds a NUL: {name[:80]!r}")
-
-
-def _check_network(network: NetworkConfig) -> None:
-    refused = {
-        "allowOut": network.allow_out,
-        "denyOut": network.deny_out,
-        "dnsServers": network.dns_servers is not msgspec.UNSET,
-        "httpsPorts": network.https_ports,
-        "rules": network.rules,
-        "egressProxy": network.egress_proxy,
-    }
-    for option, value in refused.items():
-        if value:
-            raise _unsupported(f"network.{option}")
-    host = network.mask_request_host
-    if host is not None and _HOST.match(host.replace("${PORT}", "65535")) is None:
-        raise InvalidArgument("network.maskRequestHost is not host[:port] in ASCII")
-
-
-def _unsupported(option: str) -> UnsupportedOption:
-    return UnsupportedOption(f"{option} is not supported by this server yet", hint=f"leave out {option}")

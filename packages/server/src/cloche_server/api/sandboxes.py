@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
+from cloche_server.api.network_options import shown_network
 from cloche_server.api.options import Options, check_options, check_timeout
 from cloche_server.api.routing import Call, Route, reply, with_body
 from cloche_server.ids import SandboxId, is_sandbox_id, new_access_token, new_sandbox_id
@@ -101,14 +102,17 @@ class SandboxEndpoints:
             alias=asked if asked in template.aliases else template.name,
             metadata=body.metadata,
             access_token=new_access_token(),
-            traffic_token=None if options.allow_public_traffic else new_access_token(),
-            mask_request_host=options.mask_request_host,
-            allow_internet=options.allow_internet,
+            traffic_token=None if options.network.allow_public_traffic else new_access_token(),
+            mask_request_host=options.network.mask_request_host,
+            allow_internet=options.network.allow_internet,
             cpu_count=template.cpu_count,
             memory_mib=template.memory_mib,
             disk_mib=template.disk_mib,
             started_at=now,
             end_at=now,
+            network=options.network.as_given,
+            lifecycle=msgspec.to_builtins(options.lifecycle),
+            volume_mounts=options.volume_mounts,
         )
 
     async def _start(self, record: SandboxRecord, body: shapes.NewSandbox, options: Options) -> SandboxRecord:
@@ -185,7 +189,8 @@ class SandboxEndpoints:
             envd_access_token=record.access_token,
             domain=self._control.config.public_domain,
             allow_internet_access=record.allow_internet,
-            network=shapes.NetworkDetail(record.traffic_token is None, record.mask_request_host),
+            network=shown_network(record.network),
+            lifecycle=msgspec.convert(record.lifecycle, shapes.Lifecycle),
         )
         return reply(200, detail)
 
@@ -290,6 +295,7 @@ def listed_sandbox(record: SandboxRecord) -> shapes.ListedSandbox:
         record.memory_mib,
         record.disk_mib,
         record.metadata,
+        record.volume_mounts,
         record.isolation,
     )
 

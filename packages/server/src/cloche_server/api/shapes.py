@@ -117,6 +117,7 @@ class ListedSandbox(msgspec.Struct, frozen=True, rename="camel"):
     memory_mib: int = field(name="memoryMB")
     disk_mib: int = field(name="diskSizeMB")
     metadata: Mapping[str, str]
+    volume_mounts: list[dict[str, str]]
     isolation: str
     state: Literal["running", "paused"] = "running"
     client_id: str = field(default=CLIENT_ID, name="clientID")
@@ -130,21 +131,14 @@ class Lifecycle(msgspec.Struct, frozen=True, rename="camel"):
     on_timeout: Literal["kill", "pause"] = "kill"
 
 
-class NetworkDetail(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Network options of a sandbox, as far as they can be told."""
-
-    allow_public_traffic: bool
-    mask_request_host: str | None = None
-
-
 class SandboxDetail(ListedSandbox, frozen=True, rename="camel", kw_only=True):
     """Answer to `GET /sandboxes/{id}`."""
 
     envd_access_token: str
     domain: str
     allow_internet_access: bool
-    network: NetworkDetail
-    lifecycle: Lifecycle = Lifecycle()
+    network: dict[str, Any]
+    lifecycle: Lifecycle
 
 
 class Template(msgspec.Struct, frozen=True, rename="camel"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, tuple_, update
@@ -42,6 +42,12 @@ class SandboxRecord(msgspec.Struct, frozen=True):
     end_reason: str | None = None
     ended_at: datetime | None = None
     isolation: str = ""
+    network: dict[str, Any] = {}
+    """Network options as the creator wrote them, in the spelling of the wire."""
+    lifecycle: dict[str, Any] = {}
+    """What is to happen at the end of its time, in the spelling of the wire."""
+    volume_mounts: list[dict[str, str]] = []
+    """`name` and `path` of each."""
 
 
 class IdempotencyClaim(NamedTuple):

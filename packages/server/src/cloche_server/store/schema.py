@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0001"
+VERSION = "0002"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -114,6 +114,10 @@ sandboxes = Table(
     Column("end_reason", Text),
     Column("ended_at", UtcDateTime),
     Column("isolation", Text, nullable=False),
+    # As the creator wrote them: what is enforced is worked out from these.
+    Column("network", JSON, nullable=False, server_default="{}"),
+    Column("lifecycle", JSON, nullable=False, server_default="{}"),
+    Column("volume_mounts", JSON, nullable=False, server_default="[]"),
     Index("ix_sandboxes_team_started", "team_id", "state", "started_at", "id"),
     Index("ix_sandboxes_state", "state"),
 )
@@ -128,4 +132,20 @@ idempotency = Table(
     Column("created_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("team_id", "key", name="pk_idempotency"),
     Index("ix_idempotency_sandbox_id", "sandbox_id"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id", name="fk_events_team_id"), nullable=False),
+    Column("sandbox_id", Text, nullable=False),
+    Column("template_id", Text, nullable=False),
+    Column("build_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("details", JSON, nullable=False),
+    Column("happened_at", UtcDateTime, nullable=False),
+    Index("ix_events_team", "team_id", "happened_at", "id"),
+    Index("ix_events_sandbox", "sandbox_id", "happened_at", "id"),
+    Index("ix_events_happened_at", "happened_at"),
 )
