@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from functools import cache
 
+import data_path
+
 from e2b_code_interpreter import Sandbox
 
 LIFE_S = 600
@@ -73,6 +75,7 @@ ACTS: dict[str, Callable[[], float]] = {
     "first_run_code": first_run_code,
     "run_code_hot": run_code_hot,
     "exec_echo": exec_echo,
+    **data_path.ACTS,
 }
 
 
@@ -86,6 +89,7 @@ def main() -> None:
         print(json.dumps(answer), flush=True)
     if kept.cache_info().currsize:
         kept().kill()
+    data_path.clean_up()
 
 
 main()
