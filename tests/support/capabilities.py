@@ -139,4 +139,6 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "nft": _command("nft"),
     "node": _command("node", "npm"),
     "uv": _command("uv"),
+    "caddy": _command("caddy"),
+    "chromium": _command("chromium", "certutil"),
 }

@@ -1,6 +1,7 @@
 """One server for each state folder, and other commands learn from the lock file who it is."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,4 +55,21 @@ def test_address_for_clients_can_be_connected_to(host: str, url: str, tmp_path: 
     held = StateLock(tmp_path)
     _publish(held, host=host)
     assert lock.running_server(tmp_path).url == url
+    held.release()
+
+
+def test_whoever_reads_while_the_server_gets_ready_never_finds_half_of_it(tmp_path: Path) -> None:
+    """Emptied first, it was read in between: `cloche env` right after a start found no server."""
+    held = StateLock(tmp_path)
+    _publish(held, ready=False)
+
+    def publish() -> None:
+        for turn in range(2000):
+            _publish(held, ready=turn % 2 == 0, domain="long" * (turn % 3))
+
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(publish)
+        while not writing.done():
+            assert lock.running_server(tmp_path).port == 3000
+    writing.result()
     held.release()

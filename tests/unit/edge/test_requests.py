@@ -6,7 +6,7 @@ import json
 import pytest
 from tests.unit.edge.world import DAEMON, INTERPRETER, World
 
-from cloche_server.edge import connection, listener, upstream
+from cloche_server.edge import connection, listener, tls, upstream
 from cloche_wire.signature import sign
 
 pytestmark = pytest.mark.anyio
@@ -280,7 +280,9 @@ async def test_a_head_that_trickles_is_answered_408_and_a_silent_connection_is_c
 
 
 async def test_more_clients_than_allowed_are_turned_away_at_once(world: World) -> None:
-    world.edge = listener.Edge(world.config, None, max_connections=1)
+    world.edge = listener.Edge(
+        world.config, tls.ServerCertificate(tls.folder(world.config)), max_connections=1
+    )
     async with world.running():
         _, writer = await asyncio.open_connection(*world.address)
         assert status(await world.ask(b"")) == 503

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from tests.unit.edge.world import DAEMON, World
 
 from cloche_server.edge import tls
 from cloche_server.edge.listener import Edge
+from cloche_wire.errors import InvalidArgument
 
 pytestmark = pytest.mark.anyio
 DOMAIN = "cloche.localhost:3000"
@@ -28,7 +32,7 @@ def strict_client(files: tls.TlsFiles) -> ssl.SSLContext:
 def secure_world(world: World) -> World:
     folder = tls.folder(world.config)
     tls.ensure_certificates(folder, DOMAIN)
-    world.edge = Edge(world.config, tls.load_context(folder))
+    world.edge = Edge(world.config, tls.ServerCertificate(folder))
     return world
 
 
@@ -118,7 +122,7 @@ def test_another_domain_gets_certificates_of_its_own(tmp_path: Path, domain: str
     first = tls.ensure_certificates(tmp_path, DOMAIN).certificate.read_bytes()
     files = tls.ensure_certificates(tmp_path, domain)
     assert files.certificate.read_bytes() != first
-    assert tls.load_context(tmp_path) is not None
+    assert tls.ServerCertificate(tmp_path).context() is not None
 
 
 def test_torn_files_are_made_anew(tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_torn_files_are_made_anew(tmp_path: Path) -> None:
     files.authority.write_text("torn")
     files.key.write_text("")
     tls.ensure_certificates(tmp_path, DOMAIN)
-    assert tls.load_context(tmp_path) is not None
+    assert tls.ServerCertificate(tmp_path).context() is not None
 
 
 def test_the_bundle_adds_our_authority_to_the_roots_in_use_once(
@@ -142,3 +146,100 @@ def test_the_bundle_adds_our_authority_to_the_roots_in_use_once(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(roots))
     tls.ensure_certificates(tmp_path / "own", DOMAIN)
     assert files.bundle.read_bytes().count(b"BEGIN CERTIFICATE") == 2
+
+
+def bought(names: list[str], *, days: int = 90) -> tuple[bytes, bytes]:
+    """A certificate and key of an authority that is not ours."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Somebody's authority")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=200))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    return made.public_bytes(serialization.Encoding.PEM), private
+
+
+def test_a_certificate_of_the_operators_is_kept_over_restarts(tmp_path: Path) -> None:
+    tls.ensure_certificates(tmp_path, DOMAIN)
+    chain, key = bought(["cloche.localhost", "*.cloche.localhost"])
+    tls.use_certificate(tmp_path, DOMAIN, chain, key)
+    files = tls.ensure_certificates(tmp_path, DOMAIN)
+    assert (files.certificate.read_bytes(), files.key.read_bytes()) == (chain, key)
+    assert files.key.stat().st_mode & 0o777 == 0o600
+
+
+def test_for_another_domain_the_operators_certificate_gives_way(tmp_path: Path) -> None:
+    chain, key = bought(["*.cloche.localhost"])
+    tls.use_certificate(tmp_path, DOMAIN, chain, key)
+    assert tls.ensure_certificates(tmp_path, "box.example").certificate.read_bytes() != chain
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "other_key", "told"),
+    [
+        (["cloche.localhost"], 90, False, r"does not cover \*\.cloche\.localhost"),
+        (["*.cloche.localhost"], -1, False, "ended on"),
+        (["*.cloche.localhost"], 90, True, "not the certificate's"),
+    ],
+)
+def test_an_unfit_certificate_is_refused_and_nothing_changes(
+    names: list[str], days: int, other_key: bool, told: str, tmp_path: Path
+) -> None:
+    files = tls.ensure_certificates(tmp_path, DOMAIN)
+    before = files.certificate.read_bytes(), files.key.read_bytes()
+    chain, key = bought(names, days=days)
+    with pytest.raises(InvalidArgument, match=told):
+        tls.use_certificate(tmp_path, DOMAIN, chain, bought(names)[1] if other_key else key)
+    assert (files.certificate.read_bytes(), files.key.read_bytes()) == before
+
+
+@pytest.mark.parametrize("chain", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_what_is_no_certificate_is_refused(chain: bytes, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="cannot read"):
+        tls.use_certificate(tmp_path, DOMAIN, chain, bought(["*.x"])[1])
+
+
+async def test_a_renewed_certificate_is_served_without_a_restart(secure_world: World) -> None:
+    """Issue 4, part 5: the deploy hook of an ACME client only calls `cloche tls use`."""
+    folder = tls.folder(secure_world.config)
+    async with secure_world.running() as world:
+        for _ in range(2):
+            chain, key = bought(["*.cloche.localhost"])
+            tls.use_certificate(folder, DOMAIN, chain, key)
+            assert await served(world) == ssl.PEM_cert_to_DER_cert(chain.decode())
+        tls.files(folder).certificate.write_text("torn")
+        assert await served(world) == ssl.PEM_cert_to_DER_cert(chain.decode())
+
+
+async def test_the_edge_ends_well_while_https_clients_are_idle(secure_world: World) -> None:
+    """A second close of a TLS transport made the abort that follows raise, which ended the edge."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    async with secure_world.running() as world:
+        clients = [await asyncio.open_connection(*world.address, ssl=context) for _ in range(3)]
+        clients[0][1].close()
+        await clients[0][1].wait_closed()
+        assert (await world.get("80-inone.x.y")).startswith(b"HTTP/1.1 502")
+    for _, writer in clients[1:]:
+        writer.close()
+
+
+async def served(world: World) -> bytes:
+    """The certificate a client is shown, DER."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection(*world.address, ssl=context)
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    await writer.wait_closed()
+    return shown

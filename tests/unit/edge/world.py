@@ -14,6 +14,7 @@ import msgspec
 
 from cloche_server import link
 from cloche_server.config import Config
+from cloche_server.edge import tls
 from cloche_server.edge.listener import Edge
 from cloche_server.node.messages import Dial, Route, RouteGone
 from cloche_wire.errors import PortClosed, SandboxNotFound
@@ -33,7 +34,7 @@ class World:
         self.ports: dict[tuple[str, int], Serve] = {}
         self.dials: list[Dial] = []
         self.seen: list[bytes] = []
-        self.edge = Edge(self.config, None)
+        self.edge = Edge(self.config, tls.ServerCertificate(tls.folder(self.config)))
         self.address: tuple[str, int] = ("", 0)
         self._feeds: set[asyncio.Queue[link.Event]] = set()
         self._servers = contextlib.AsyncExitStack()

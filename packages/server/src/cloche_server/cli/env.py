@@ -45,12 +45,22 @@ def variables(config: Config, server: RunningServer) -> dict[str, str]:
         "E2B_VOLUME_API_URL": server.url,
         "E2B_API_KEY": api_key(config.state_dir / "api-key"),
         "E2B_DOMAIN": server.domain,
-        # For `https://{port}-{id}.{domain}`: the machine's own roots and this server's authority.
+        **trust(certificates),
+        "NO_PROXY": _LOCAL,
+        "no_proxy": _LOCAL,
+    }
+
+
+def trust(certificates: tls.TlsFiles) -> dict[str, str]:
+    """Return what lets clients open `https://{port}-{id}.{domain}`.
+
+    Python reads one file, so it gets the machine's own roots and this server's authority; Node.js adds to
+    its own.
+    """
+    return {
         "REQUESTS_CA_BUNDLE": str(certificates.bundle),
         "SSL_CERT_FILE": str(certificates.bundle),
         "NODE_EXTRA_CA_CERTS": str(certificates.authority),
-        "NO_PROXY": _LOCAL,
-        "no_proxy": _LOCAL,
     }
 
 

@@ -60,8 +60,9 @@ class StateLock:
         """Write down who holds the lock and where it listens."""
         assert self._identity is not None, "this process runs"
         server = RunningServer(self._identity, host, port, domain, isolation, ready)
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, msgspec.json.encode(server), 0)
+        # One write over the old text, blanks over its rest: whoever reads meanwhile never finds half of it.
+        length = os.fstat(self._descriptor).st_size
+        os.pwrite(self._descriptor, msgspec.json.encode(server).ljust(length), 0)
 
     def release(self) -> None:
         """Give the lock back; the file stays, empty."""

@@ -13,6 +13,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "quickstart": ("cloche_server.cli.quickstart:quickstart", "Run a first program in a sandbox."),
     "env": ("cloche_server.cli.env:env", "Print the environment that points E2B clients here."),
     "key": ("cloche_server.cli.key:key", "Create, list and revoke API keys."),
+    "tls": ("cloche_server.cli.tls:tls", "Make or bring the certificate for the names of sandboxes."),
     "template": ("cloche_server.cli.template:template", "Build the default template."),
     "bench": ("cloche_server.cli.bench:bench", "Measure this server against its promises."),
 }

@@ -7,7 +7,6 @@ import ipaddress
 import resource
 import signal
 import socket
-import ssl
 from typing import TYPE_CHECKING
 
 import structlog
@@ -54,7 +53,8 @@ def run(config: Config, listener_fd: int) -> None:
 
 
 async def _run(config: Config, listener: socket.socket) -> None:
-    edge = Edge(config, tls.load_context(tls.folder(config)), max_connections=_raise_file_limit())
+    certificate = tls.ServerCertificate(tls.folder(config))
+    edge = Edge(config, certificate, max_connections=_raise_file_limit())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, edge.stop)
@@ -65,18 +65,18 @@ class Edge:
     """The edge as one object: the route feed, the accept loop, the open connections."""
 
     def __init__(
-        self, config: Config, context: ssl.SSLContext | None, *, max_connections: int = MAX_CONNECTIONS
+        self, config: Config, certificate: tls.ServerCertificate, *, max_connections: int = MAX_CONNECTIONS
     ) -> None:
         """Nothing is opened yet.
 
         Args:
             config: The server's settings.
-            context: For https; None refuses it.
+            certificate: For https; without one it is refused.
             max_connections: Clients at once.
         """
         table = RouteTable(config.edge_socket)
         self._gateway = Gateway(config, table, SignedUrls(table, SystemClock()))
-        self._context = context
+        self._certificate = certificate
         self._max_connections = max_connections
         self._clients: dict[asyncio.Task[None], Connection | None] = {}
         self._stop = asyncio.Event()
@@ -92,7 +92,11 @@ class Edge:
             follower = background.create_task(self._gateway.table.follow())
             async with asyncio.TaskGroup() as clients:
                 acceptor = clients.create_task(self._accept(listener, clients))
-                log.info("edge.started", address=str(listener.getsockname()), https=self._context is not None)
+                log.info(
+                    "edge.started",
+                    address=str(listener.getsockname()),
+                    https=self._certificate.context() is not None,
+                )
                 await self._stop.wait()
                 acceptor.cancel()
                 await self._finish()
@@ -148,10 +152,11 @@ class Edge:
     async def _open_stream(self, connection: socket.socket) -> Stream | None:
         """Find out how the client speaks. None: it said nothing in time, or the handshake failed."""
         first = await _first_byte(connection)
-        if not first or (first == _TLS_HANDSHAKE and self._context is None):
+        is_handshake = first == _TLS_HANDSHAKE
+        context = self._certificate.context() if is_handshake else None
+        if not first or (is_handshake and context is None):
             connection.close()
             return None
-        context = self._context if first == _TLS_HANDSHAKE else None
         patience_s = HEAD_TIMEOUT_S if context else None
         loop = asyncio.get_running_loop()
         try:

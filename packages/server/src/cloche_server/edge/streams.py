@@ -167,7 +167,9 @@ class Stream(asyncio.Protocol):
 
     def close(self) -> None:
         """Send what is queued, then close."""
-        self._transport.close()
+        # Closed twice, a TLS transport of Python 3.11 forgets its protocol, and `abort` then raises.
+        if not self._transport.is_closing():
+            self._transport.close()
 
     async def wait_lost(self) -> None:
         """Return when the connection is closed, by either side, and nothing is queued any more."""

@@ -1,4 +1,4 @@
-"""Certificates for `*.{domain}`: a certificate authority of this server alone, and what it signs.
+"""Certificates for `*.{domain}`: the operator's own, or those of an authority of this server alone.
 
 The authority may sign for this server's own names only (name constraints), so that trusting it risks nothing
 else, and its key is readable by root alone.
@@ -6,6 +6,8 @@ else, and its key is readable by root alone.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 import os
 import ssl
@@ -13,12 +15,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import structlog
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloche_server.config import EDGE_UID
+from cloche_wire.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from cloche_server.config import Config
@@ -26,11 +31,14 @@ if TYPE_CHECKING:
 _AUTHORITY_LIFE = timedelta(days=3650)
 _LEAF_LIFE = timedelta(days=820)
 """Some clients refuse leaves that live longer than 825 days."""
+_AUTHORITY_NAME = "Cloche local authority"
 _RENEW_BEFORE = timedelta(days=30)
 _BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _LOOPBACK = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 
 Key = ec.EllipticCurvePrivateKey
+
+log = structlog.get_logger()
 
 
 class TlsFiles(NamedTuple):
@@ -56,6 +64,11 @@ class _Names(NamedTuple):
     def alternatives(self) -> list[x509.GeneralName]:
         """Return what the leaf is for."""
         return [*map(x509.DNSName, self.dns), *map(x509.IPAddress, self.addresses)]
+
+    @property
+    def wildcards(self) -> set[str]:
+        """Return the names that stand for every port of every sandbox."""
+        return {name for name in self.dns if name.startswith("*.")}
 
     def constraints(self) -> list[x509.GeneralName]:
         """Return what the authority may sign: a DNS constraint covers all names below it."""
@@ -92,7 +105,7 @@ def ensure_certificates(folder: Path, domain: str, *, now: datetime | None = Non
     names = _names(domain)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     authority, authority_key, is_new = _ensure_authority(paths, names, now)
-    if is_new or not _is_good_leaf(paths, names, now):
+    if not _is_own_leaf(paths, names) and (is_new or not _is_good_leaf(paths, names, now)):
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = _sign_leaf(names, key, authority, authority_key, now)
         _write(paths.key, _key_bytes(key), mode=0o600, owner=EDGE_UID)
@@ -103,21 +116,90 @@ def ensure_certificates(folder: Path, domain: str, *, now: datetime | None = Non
     return paths
 
 
-def load_context(folder: Path) -> ssl.SSLContext | None:
-    """Return the context of an https server, None if there are no certificates.
+def use_certificate(
+    folder: Path, domain: str, chain: bytes, key: bytes, *, now: datetime | None = None
+) -> x509.Certificate:
+    """Serve the operator's own certificate from the next handshake on.
+
+    It stays in use, expired or not, as long as it covers the domain: renewing it is the operator's.
+
+    Args:
+        folder: Where the files lie; made if need be.
+        domain: The public domain, perhaps with a port.
+        chain: The certificate and whatever leads to its root, PEM.
+        key: Its private key without a password, PEM.
+        now: Time of the check; None for the present.
+
+    Returns:
+        The certificate.
 
     Raises:
-        ssl.SSLError: The certificate and the key do not belong together.
-        PermissionError: The key is not ours to read.
+        InvalidArgument: One of them cannot be read, they do not belong together, the certificate has ended or
+            does not cover all names below the domain. Nothing has changed.
     """
+    try:
+        leaf = x509.load_pem_x509_certificates(chain)[0]
+        private = serialization.load_pem_private_key(key, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidArgument(
+            f"cannot read the certificate or its key: {error}", hint="both in PEM, the key without a password"
+        ) from error
+    if leaf.public_key() != private.public_key():
+        raise InvalidArgument("the key is not the certificate's")
+    if leaf.not_valid_after_utc <= (now or datetime.now(UTC)):
+        raise InvalidArgument(f"the certificate ended on {leaf.not_valid_after_utc:%Y-%m-%d}")
+    names = _names(domain)
+    if missing := names.wildcards - _covered(leaf):
+        wanted = ", ".join(sorted(missing))
+        raise InvalidArgument(
+            f"the certificate does not cover {wanted}",
+            hint="every port of a sandbox is a name of its own below the domain",
+        )
     paths = files(folder)
-    if not paths.certificate.exists():
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(paths.certificate, paths.key)
-    return context
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # The key first: the edge looks at the certificate's file to see that something is new.
+    _write(paths.key, key, mode=0o600, owner=EDGE_UID)
+    _write(paths.certificate, chain, mode=0o644)
+    return leaf
+
+
+def public_key_digest(certificate: Path) -> str:
+    """Return the base64 SHA-256 of a certificate's public key, by which browsers can be told to trust it.
+
+    Args:
+        certificate: A PEM file (`SubjectPublicKeyInfo` fingerprint, RFC 7469 2.4).
+    """
+    public_key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    kind = serialization.PublicFormat.SubjectPublicKeyInfo
+    digest = hashlib.sha256(public_key.public_bytes(serialization.Encoding.DER, kind)).digest()
+    return base64.b64encode(digest).decode()
+
+
+class ServerCertificate:
+    """The certificate of the https server, followed as its files change: no restart for a renewal."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet; `folder` holds the files, or will."""
+        self._folder = folder
+        self._context: ssl.SSLContext | None = None
+        self._loaded: tuple[int, int] | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return the context for the next handshake, None if there never was a certificate.
+
+        Files that cannot be used (a pair seen in the middle of its exchange) leave the one before in use.
+        """
+        try:
+            paths = files(self._folder)
+            status = paths.certificate.stat()
+            if self._loaded != (seen := (status.st_ino, status.st_mtime_ns)):
+                self._context = _load_context(paths)
+                self._loaded = seen
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # ssl.SSLError is one
+            log.warning("edge.certificate_unusable", error=str(error))
+        return self._context
 
 
 # --- authority ----------------------------------------------------------------------------------------------
@@ -128,9 +210,7 @@ def _ensure_authority(paths: TlsFiles, names: _Names, now: datetime) -> tuple[x5
     if known is not None:
         return (*known, False)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name(
-        [x509.NameAttribute(NameOID.COMMON_NAME, f"Cloche local authority {os.urandom(4).hex()}")]
-    )
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{_AUTHORITY_NAME} {os.urandom(4).hex()}")])
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
     certificate = (
         _builder(name, name, key, now, _AUTHORITY_LIFE)
@@ -182,6 +262,26 @@ def _sign_leaf(
     )
 
 
+def _is_own_leaf(paths: TlsFiles, names: _Names) -> bool:
+    """Whether the edge has a certificate of the operator's that covers the domain."""
+    try:
+        leaf = x509.load_pem_x509_certificate(paths.certificate.read_bytes())
+        key = serialization.load_pem_private_key(paths.key.read_bytes(), None)
+        issuer = leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    is_ours = bool(issuer) and str(issuer[0].value).startswith(_AUTHORITY_NAME)
+    return not is_ours and leaf.public_key() == key.public_key() and names.wildcards <= _covered(leaf)
+
+
+def _covered(leaf: x509.Certificate) -> set[str]:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {name.lower() for name in names.get_values_for_type(x509.DNSName)}
+
+
 def _is_good_leaf(paths: TlsFiles, names: _Names, now: datetime) -> bool:
     if not (paths.certificate.exists() and paths.key.exists()):
         return False
@@ -199,6 +299,14 @@ def _is_good_leaf(paths: TlsFiles, names: _Names, now: datetime) -> bool:
         and leaf.public_key() == key.public_key()
         and leaf.not_valid_after_utc > now + _RENEW_BEFORE
     )
+
+
+def _load_context(paths: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(paths.certificate, paths.key)
+    return context
 
 
 # --- parts --------------------------------------------------------------------------------------------------
