@@ -14,7 +14,7 @@ COMMANDS_RUN = re.compile(
     r"make \w+"  # the Makefile's own targets; see the test below
     r"|cloche (\w+)( .*)?"
     r"|\.venv/bin/python -m pytest .*"
-    r'|eval "\$\(cloche env\)"'
+    r'|eval "\$\(cloche (env|tls init)\)"'
     r"|git clone \S+( \S+)?|cd \S+|pip install \S+|python3? .*|export \w+=.*|curl .*"
 )
 
