@@ -58,6 +58,9 @@ class Stream:
         self._connection = connection
         self._response = response
 
+    def header(self, name: str) -> str | None:
+        return self._response.headers[name]
+
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
         while True:
             head = self._response.read(5)

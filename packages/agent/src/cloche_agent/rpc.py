@@ -7,12 +7,12 @@ import base64
 import binascii
 import logging
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cloche_agent.http import AbortConnection, Request, Response
+from cloche_agent.http import AbortConnection, Headers, Request, Response
 from cloche_wire import connect, proto_json
 from cloche_wire.errors import (
     ClocheError,
@@ -44,6 +44,10 @@ class Call:
     """Time of the event loop after which the answer is not wanted any more."""
     keepalive_s: float
     """Silence on a stream after which the client wants to hear something."""
+    headers: Headers
+    """Of the request."""
+    answer_headers: list[tuple[str, str]]
+    """Further headers of the answer. A streaming method adds to them before it returns its frames."""
 
 
 Frames = AsyncGenerator[bytes, None]
@@ -95,9 +99,10 @@ class Router:
                 messages = [message async for message in _messages(request, request_type)]
                 if len(messages) != 1:
                     raise InvalidArgument(f"expected one message, got {len(messages)}")
+                frames = method(messages[0], call)
             except ClocheError as error:
                 return _stream(_failed(error))
-            return _stream(method(messages[0], call))
+            return _stream(frames, call.answer_headers)
 
         self._routes[rpc.path] = serve
 
@@ -141,7 +146,7 @@ def _call(request: Request) -> Call:
     deadline = None if timeout_ms is None else asyncio.get_running_loop().time() + timeout_ms / 1000
     interval = request.headers.get("keepalive-ping-interval") or ""
     keepalive_s = float(interval) if interval.isdecimal() and 0 < int(interval) < 1 << 31 else None
-    return Call(basic_user(request), deadline, keepalive_s or _DEFAULT_KEEPALIVE_S)
+    return Call(basic_user(request), deadline, keepalive_s or _DEFAULT_KEEPALIVE_S, request.headers, [])
 
 
 def basic_user(request: Request) -> str | None:
@@ -210,7 +215,7 @@ async def _failed(error: ClocheError) -> Frames:
     raise error
 
 
-def _stream(frames: Frames) -> Response:
+def _stream(frames: Frames, headers: Iterable[tuple[str, str]] = ()) -> Response:
     """The answer of a streaming method: always 200, what happened is told by the last envelope."""
 
     async def body() -> AsyncGenerator[bytes, None]:
@@ -228,4 +233,5 @@ def _stream(frames: Frames) -> Response:
                 failure = Internal("internal error")
         yield connect.end_stream(failure)
 
-    return Response(200, [("content-type", connect.STREAM_JSON), ("cache-control", "no-store")], body())
+    fixed = [("content-type", connect.STREAM_JSON), ("cache-control", "no-store")]
+    return Response(200, [*fixed, *headers], body())

@@ -162,3 +162,17 @@ async def test_a_terminal_is_opened_typed_into_and_resized(
         "pty": {"size": {"cols": 80, "rows": 24}},
     }
     assert body_of(server.requests[2]) == {"process": {"pid": 7}, "pty": {"size": {"cols": 2, "rows": 1}}}
+
+
+@pytest.mark.parametrize(("replay", "sent"), [(False, None), (True, "0"), (0, "0"), (12, "12")])
+async def test_connect_takes_up_the_output_where_it_is_told_to(
+    server: SandboxServer, sandbox: AsyncSandbox, replay: bool | int, sent: str | None
+) -> None:
+    answer = stream(*process(DataEvent(stdout=b"ab"), DataEvent(stderr=b"c")))
+    answer.headers["cloche-replay-from"] = "20"
+    server.on("POST /process.Process/Connect", answer)
+    handle = await sandbox.commands.connect(7, replay=replay)
+    assert server.requests[0].headers.get("cloche-replay-from") == sent
+    assert handle.offset == 20
+    await handle.wait()
+    assert handle.offset == 23

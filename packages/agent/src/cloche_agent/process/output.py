@@ -12,6 +12,8 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING
 
+from cloche_agent.process.history import History
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -78,12 +80,16 @@ class Output:
         self._subscribers: list[Subscriber] = []
         self._closed = asyncio.Event()
         self._closed.set()
+        self.history = History()
         self.pieces_read = 0
         """Grows with every piece: how `process/running.py` sees that output has fallen silent."""
 
-    def subscribe(self) -> Subscriber:
-        """Listen from now on."""
+    def subscribe(self, replay_from: int | None = None) -> Subscriber:
+        """Listen from now on, or from what was printed at the offset `replay_from`, as far as it is kept."""
         subscriber = Subscriber(self)
+        if replay_from is not None:
+            for frame in self.history.frames(replay_from):
+                subscriber.put(frame)
         self._subscribers.append(subscriber)
         return subscriber
 
@@ -116,6 +122,7 @@ class Output:
                 self._finish(descriptor, close=close)
                 return
             self.pieces_read += 1
+            self.history.add(frame, piece)
             if self._subscribers:
                 self._deliver(frame(piece))
 

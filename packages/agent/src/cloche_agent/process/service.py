@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloche_agent import users
 from cloche_agent.credentials import acting_as
 from cloche_agent.filesystem.paths import resolve
+from cloche_agent.process.history import share
 from cloche_agent.process.running import RunningProcess, event_frame
 from cloche_agent.process.spawn import SpawnRequest, spawn
 from cloche_agent.process.terminal import open_terminal
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _REMEMBER_ENDED_S = 30.0
+_LONGEST_OFFSET = 18
 
 
 class ProcessService:
@@ -79,14 +81,28 @@ class ProcessService:
             async for frame in frames:
                 yield frame
 
-    async def connect(self, request: wire.ConnectRequest, call: Call) -> Frames:
-        """Stream the events of a process from now on; one that ended a moment ago still tells its end."""
+    def connect(self, request: wire.ConnectRequest, call: Call) -> Frames:
+        """Stream the events of a process; one that ended a moment ago still tells its end.
+
+        From now on, or, where the header `Cloche-Replay-From` names an offset in bytes, from what was printed
+        there. The header of the answer says which offset comes first: a later one than was asked for where
+        older output is not kept any more.
+        """
         process = self._find(request.process, also_ended=True)
+        history = process.output.history
+        asked = _replay_from(call.headers.get(wire.REPLAY_FROM_HEADER))
+        begin = history.end if asked is None else history.nearest(asked)
+        call.answer_headers.append((wire.REPLAY_FROM_HEADER, str(begin)))
+        return self._reattach(process, begin, call)
+
+    async def _reattach(self, process: RunningProcess, begin: int, call: Call) -> Frames:
         if process.end is not None:
             yield event_frame(wire.ProcessEvent(start=wire.StartEvent(process.pid)))
+            for frame in process.output.history.frames(begin):
+                yield frame
             yield event_frame(wire.ProcessEvent(end=process.end))
             return
-        subscriber = process.output.subscribe()
+        subscriber = process.output.subscribe(begin)
         async with contextlib.aclosing(_follow(process, subscriber, call)) as frames:
             async for frame in frames:
                 yield frame
@@ -157,6 +173,10 @@ class ProcessService:
     def _forget(self, process: RunningProcess) -> None:
         if self._ended.get(process.pid) is process:
             del self._ended[process.pid]
+        self._share_histories()
+
+    def _share_histories(self) -> None:
+        share(one.output.history for one in (*self._running.values(), *self._ended.values()))
 
     def _launch(self, request: wire.StartRequest, user: User) -> RunningProcess:
         config = request.process
@@ -183,6 +203,7 @@ class ProcessService:
         except OSError as error:
             raise ResourceExhausted(f"cannot start a process: {(error.strerror or '').lower()}") from error
         self._running[process.pid] = process
+        self._share_histories()
         return process
 
     def _cwd(self, path: str | None, user: User) -> str:
@@ -227,6 +248,14 @@ class ProcessService:
         process = RunningProcess(pid, config, tag, reaper=self._reaper, stdin=stdin)
         process.read_from(stdout, stderr)
         return process
+
+
+def _replay_from(header: str | None) -> int | None:
+    if header is None:
+        return None
+    if not (header.isascii() and header.isdecimal() and len(header) <= _LONGEST_OFFSET):
+        raise InvalidArgument(f"not an offset in bytes: {header[:32]!r}")
+    return int(header)
 
 
 async def _feed(process: RunningProcess, piece: wire.ProcessInput | None) -> None:

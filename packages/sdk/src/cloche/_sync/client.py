@@ -234,6 +234,7 @@ class Session:
         user: str | None = None,
         timeout_s: float | None = None,
         request_timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> MessageStream[M]:
         """Call a method of the daemon that answers with a stream.
 
@@ -244,6 +245,7 @@ class Session:
             user: User of the sandbox; None for its default.
             timeout_s: Seconds for the whole stream, kept by the daemon; None for no limit.
             request_timeout: Seconds until the server has to take the request.
+            headers: Further headers.
 
         Raises:
             ClocheError: The daemon refused; the class says why.
@@ -253,7 +255,7 @@ class Session:
             "POST",
             rpc.path,
             content=connect.encode_envelope(0, proto_json.encode(message)),
-            headers=_requests.rpc_headers(connect.STREAM_JSON, user, timeout_s),
+            headers={**_requests.rpc_headers(connect.STREAM_JSON, user, timeout_s), **(headers or {})},
             timeout=httpx.Timeout(connect_s, read=_requests.STREAM_SILENCE_S),
         )
         if response.status_code != 200:
@@ -312,6 +314,10 @@ class MessageStream(Generic[M]):
 
     def __next__(self) -> M:
         return self._messages.__next__()
+
+    def header(self, name: str) -> str | None:
+        """A header of the answer."""
+        return self._response.headers.get(name)
 
     def close(self) -> None:
         """Hang up."""

@@ -62,6 +62,8 @@ class CommandHandle:
         }
         self._end: EndEvent | None = None
         self._is_killed = False
+        begin = events.header(process.REPLAY_FROM_HEADER)
+        self._offset = int(begin) if begin and begin.isdecimal() else 0
 
     @property
     def pid(self) -> int:
@@ -77,6 +79,14 @@ class CommandHandle:
     def stderr(self) -> str:
         """What was read of stderr so far."""
         return "".join(self._stderr)
+
+    @property
+    def offset(self) -> int:
+        """Bytes of output, of all kinds, that came before what will be read next: where to take it up again.
+
+        Right after `connect` with `replay`, more than was asked for where older output is not kept any more.
+        """
+        return self._offset
 
     @property
     def exit_code(self) -> int | None:
@@ -165,6 +175,7 @@ class CommandHandle:
         self._events.close()
 
     def _decode(self, data: process.DataEvent) -> Output | None:
+        self._offset += len(data.pty or data.stdout or data.stderr or b"")
         if data.pty is not None:
             return Output(pty=data.pty)
         name = "stdout" if data.stdout is not None else "stderr"
@@ -260,19 +271,32 @@ class Commands:
         return handle if background else handle.wait()
 
     def connect(
-        self, pid: int, timeout: float | None = 60, request_timeout: float | None = None
+        self,
+        pid: int,
+        timeout: float | None = 60,
+        request_timeout: float | None = None,
+        replay: bool | int = False,
     ) -> CommandHandle:
-        """Follow a running command from now on.
+        """Follow a running command, or one that ended less than half a minute ago.
+
+        Args:
+            pid: Its process id.
+            timeout: Seconds for following it; 0 or None for no limit. The command runs on afterwards.
+            request_timeout: Seconds until the server has to take the request.
+            replay: What of its earlier output comes first: nothing; with True, all that is kept, the last
+                256 KiB or less; with a number, what came from that `CommandHandle.offset` on.
 
         Raises:
             NotFound: There is no such process.
         """
+        replay_from = 0 if replay is True else None if replay is False else replay
         events = self._session.stream(
             process.CONNECT,
             process.ConnectRequest(ProcessSelector(pid=pid)),
             ConnectResponse,
             timeout_s=timeout,
             request_timeout=request_timeout,
+            headers=None if replay_from is None else {process.REPLAY_FROM_HEADER: str(replay_from)},
         )
         return CommandHandle(self, start_pid(events), events)
 

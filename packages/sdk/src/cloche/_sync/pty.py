@@ -53,14 +53,18 @@ class Pty:
         return CommandHandle(self._commands, start_pid(events), events)
 
     def connect(
-        self, pid: int, timeout: float | None = 60, request_timeout: float | None = None
+        self,
+        pid: int,
+        timeout: float | None = 60,
+        request_timeout: float | None = None,
+        replay: bool | int = False,
     ) -> CommandHandle:
-        """Follow a running terminal from now on.
+        """Follow a running terminal; the arguments are those of `commands.connect`.
 
         Raises:
             NotFound: There is no such process.
         """
-        return self._commands.connect(pid, timeout, request_timeout)
+        return self._commands.connect(pid, timeout, request_timeout, replay)
 
     def send_stdin(self, pid: int, data: bytes, request_timeout: float | None = None) -> None:
         """Type into a terminal.

@@ -261,6 +261,10 @@ class CloseStdinResponse:
     """Done."""
 
 
+REPLAY_FROM_HEADER: Final = "Cloche-Replay-From"
+"""Of a call of Connect, our own: offset in bytes, over all kinds of output together, from which kept output
+comes first. Of the answer: the offset of the first byte that follows. No E2B client sends or reads it."""
+
 LIST: Final = Rpc(SERVICE, "List", ListRequest, ListResponse)
 START: Final = Rpc(SERVICE, "Start", StartRequest, StartResponse, server_stream=True)
 CONNECT: Final = Rpc(SERVICE, "Connect", ConnectRequest, ConnectResponse, server_stream=True)
