@@ -6,17 +6,16 @@ Nothing of the system is changed: what a client needs is what `cloche tls init` 
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.support import web_service
 from tests.support.fixtures import NEEDS_A_SERVER, STATES, connect_options
+from tests.support.proxy import WITH_FILES, caddy
 from tests.support.server import Server, free_port
 from tests.support.source import ROOT
 from tests.support.waiting import until
@@ -117,29 +116,6 @@ def browse(url: str, authority: Path, home: Path) -> str:
     return output(*BROWSER, f"--user-data-dir={home / 'profile'}", url, env=env)
 
 
-@contextmanager
-def caddy(domain: str, upstream: str, files: tls.TlsFiles, folder: Path) -> Generator[None]:
-    """Caddy with the configuration of docs/tls.md, in front of the server."""
-    found = re.search(r"```caddyfile\n(.*?)```", (ROOT / "docs" / "tls.md").read_text(), re.DOTALL)
-    assert found
-    (folder / "Caddyfile").write_text(found[1])
-    env = os.environ | {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "HOME": str(folder)}
-    env |= {
-        "DOMAIN": domain,
-        "CLOCHE": upstream,
-        "CERTIFICATE": str(files.certificate),
-        "KEY": str(files.key),
-    }
-    argv = ["caddy", "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
-    with (folder / "caddy.log").open("wb") as log:
-        process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
-
-
 @pytest.fixture
 def fronted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose domain is served by a proxy."""
@@ -163,7 +139,9 @@ def test_the_proxy_of_the_page_carries_the_control_plane_files_and_a_browser(
     files = tls.files(fronted.state / "tls")
     domain = fronted.env["E2B_DOMAIN"]
     env = clients_env(fronted, tmp_path)
-    with caddy(domain, f"127.0.0.1:{fronted.port}", files, tmp_path):
+    names = {"DOMAIN": domain, "CLOCHE": f"127.0.0.1:{fronted.port}"}
+    names |= {"CERTIFICATE": str(files.certificate), "KEY": str(files.key)}
+    with caddy(WITH_FILES, tmp_path / "proxy", **names):
         until(lambda: answers(f"https://{domain}/health", files), within_s=20, what="the proxy")
         program = (
             "from cloche import Sandbox\n"
@@ -178,6 +156,20 @@ def test_the_proxy_of_the_page_carries_the_control_plane_files_and_a_browser(
             (tmp_path / "browser").mkdir()
             page = browse(f"https://{sandbox.get_host(8000)}/", files.authority, tmp_path / "browser")
             assert SEEN in page
+
+
+@pytest.mark.needs("caddy")
+def test_a_proxy_that_gets_its_certificates_by_acme_serves_every_name(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """docs/tls.md: a real authority, orders and challenges, in a network namespace with names of its own."""
+    argv = ["unshare", "--net", sys.executable, "-m", "tests.integration.edge.acme_world"]
+    argv.append(str(tmp_path_factory.mktemp("acme")))  # short: the path of a Unix socket has 107 bytes
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    created, certified = done.stdout.splitlines()
+    assert created == "201 box.test 204"
+    assert certified.startswith("True Caddy Local Authority")
 
 
 def answers(url: str, files: tls.TlsFiles) -> bool:
