@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -338,3 +339,20 @@ def test_compose_joins_and_removes_the_sources(agent: Agent, tmp_path: Path) -> 
     assert (tmp_path / "new" / "all").read_text() == "cab"
     assert not any(source.exists() for source in sources)
     assert agent.request("POST", "/files/compose", json.dumps(order)).status == 404
+
+
+def test_file_that_finds_no_space_is_not_left_half_written(agent: Agent, tmp_path: Path) -> None:
+    """The limit on the size of files stands for a full disk: the kernel refuses both in the same place."""
+    (tmp_path / "old").write_text("old")
+    boundless = resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+    try:
+        for name in ("old", "new"):
+            answer = _upload(agent, _target(tmp_path / name), bytes(2_000_000), Content_Type=OCTETS)
+            assert (answer.status, answer.json["code"]) == (507, 507)
+        parts = [
+            ("file", str(tmp_path / name), bytes(size)) for name, size in (("fits", 5), ("not", 2_000_000))
+        ]
+        assert _upload(agent, "/files", _multipart(*parts)).status == 507
+    finally:
+        resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, boundless)
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {"old": 0, "fits": 5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import zlib
@@ -14,7 +15,7 @@ from cloche_agent.filesystem.entries import read_metadata, replace_metadata
 from cloche_agent.filesystem.multipart import MultipartParser, PartBegin, PartData, PartEnd
 from cloche_agent.filesystem.paths import explained, resolve, shown
 from cloche_agent.http import Response, json_response
-from cloche_wire.errors import InvalidArgument
+from cloche_wire.errors import InvalidArgument, NotEnoughSpace
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,7 +32,8 @@ _UNPACKED_PIECE_BYTES = 1 << 20
 async def upload(request: Request, path: str | None, user: User, default_workdir: str | None) -> Response:
     """Write the files of one request as `user` and answer with where they are.
 
-    Missing folders are made (0755), existing files are emptied first. What was written before an error stays.
+    Missing folders are made (0755), existing files are emptied first. What was written before an error stays,
+    as with E2B, but for the file that found no space.
 
     Args:
         request: `multipart/form-data` with parts named `file`, or `application/octet-stream`.
@@ -114,7 +116,12 @@ class Target:
             # SAFETY: as the user, so the kernel follows links with the user's rights only; O_NONBLOCK, else a
             # FIFO waits for its reader. Emptied only after it is known to be a file.
             flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o666)
+            try:
+                self._descriptor = os.open(path, flags | os.O_EXCL, 0o666)
+                self._is_new = True
+            except FileExistsError:
+                self._descriptor = os.open(path, flags, 0o666)
+                self._is_new = False
             try:
                 found = os.fstat(self._descriptor)
                 if not stat.S_ISREG(found.st_mode):
@@ -141,13 +148,27 @@ class Target:
         """Append `data`.
 
         Raises:
-            NotEnoughSpace: The disk or the quota is full.
+            NotEnoughSpace: The disk or the quota is full. What was written of the file is given back then, so
+                that half of it is not taken for all of it and the sandbox can go on.
         """
         rest = memoryview(data)
-        with explained(self._path):
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+        try:
+            with explained(self._path):
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+        except NotEnoughSpace:
+            self._give_back()
+            raise
         await asyncio.sleep(0)  # a fast sender never makes us wait: let the others have their turn
+
+    def _give_back(self) -> None:
+        """Empty the file, and remove it if it is there only since this upload."""
+        os.ftruncate(self._descriptor, 0)
+        ours = os.fstat(self._descriptor)
+        with contextlib.suppress(OSError), acting_as(self._user):
+            found = os.lstat(self._path)
+            if self._is_new and (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+                os.unlink(self._path)  # noqa: PTH108
 
     def finish(self, metadata: dict[str, str]) -> None:
         """Set the metadata, in place of what an earlier upload left.
