@@ -8,8 +8,8 @@ import pytest
 from tests.support.source import Module, imports, packaged_modules
 
 SERVER = "cloche_server"
-LEAVES = {"config", "ids", "clock", "link", "errors", "telemetry", "readiness", "disk_space"}
-ROOMS = {"api", "store", "placement", "node", "isolation", "templates", "edge", "cli"}
+LEAVES = {"config", "ids", "clock", "link", "errors", "telemetry", "readiness", "disk_space", "mount_paths"}
+ROOMS = {"api", "store", "placement", "node", "isolation", "templates", "edge", "volumes", "cli"}
 
 # What a room may import of the server, besides itself and the leaf modules; a dotted name allows that module.
 ROOM_ARROWS: dict[str, set[str]] = {
@@ -20,6 +20,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "templates": {"node"},
     "api": {"templates", "placement", "store", "node.messages"},
     "edge": {"node.messages"},
+    "volumes": {"node.messages", "isolation.syscalls"},
     "cli": ROOMS,
 }
 

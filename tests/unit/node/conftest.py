@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cloche_server.config import Config
+from cloche_server.config import Volumes as VolumeSettings
 from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
 from cloche_server.node import create
 from cloche_server.node.journal import Journal
@@ -23,6 +24,7 @@ from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.messages import CreateSandbox
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
+from cloche_server.node.volumes import Volumes
 
 BUILD_ID = "11111111-2222-4333-8444-555555555555"
 
@@ -165,6 +167,7 @@ class Node:
                     tasks=tasks,
                     trash=InstantTrash(self.state / "trash"),
                     boot_id="boot",
+                    volumes=Volumes(self.state / "volumes", VolumeSettings(quota="none"), None),
                 )
                 yield machine
                 if dies:

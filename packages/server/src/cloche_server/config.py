@@ -24,6 +24,9 @@ Needs no entry in /etc/passwd.
 """
 EDGE_UID = API_UID + 1
 """User the edge runs as."""
+VOLUMES_FIRST_ID = 0x0FFE_0000
+"""Root of the process that serves the content of volumes: the first of 65,536 ids of a user namespace of its
+own, below those of the api."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,8 +55,24 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Upstream DNS servers of the stub; empty: those of the host's /etc/resolv.conf."""
 
 
+class Volumes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Folders that outlive sandboxes, and what each may hold."""
+
+    quota: Literal["image", "none"] = "image"
+    """`image`: each volume is a file system of its own in a file, with hard limits. `none`: a plain folder;
+    a volume may then fill the disk. Volumes keep the kind they were made with."""
+    size_mib: int = 10_240
+    """Size of a new volume; its file system takes some percent of it."""
+    files: int = 500_000
+    """Files, folders and links in a new volume."""
+    preallocate: bool = False
+    """Take the whole size from the disk at once: a full disk can then not break into a volume's writes."""
+    per_team: int = 50
+    """Volumes of one team; more answer 429."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything the three server processes have to know."""
+    """Everything the server's processes have to know."""
 
     state: str = "/var/lib/cloche"
     """Folder that holds all state of this server."""
@@ -69,6 +88,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Folder of finished templates; empty: `STATE/templates`."""
     limits: Limits = Limits()
     egress: Egress = Egress()
+    volumes: Volumes = Volumes()
 
     @property
     def state_dir(self) -> Path:
@@ -94,6 +114,26 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def api_socket(self) -> Path:
         """Where the edge forwards control-plane requests."""
         return self.run_dir / "api.sock"
+
+    @property
+    def content_dir(self) -> Path:
+        """All that the process of the volumes' content sees of the machine: one socket of the node."""
+        return self.run_dir / "content"
+
+    @property
+    def open_socket(self) -> Path:
+        """Where that process asks the node for the root of a volume."""
+        return self.content_dir / "node.sock"
+
+    @property
+    def content_socket(self) -> Path:
+        """Where the edge forwards requests for the content of volumes."""
+        return self.run_dir / "content.sock"
+
+    @property
+    def volumes_dir(self) -> Path:
+        """Volumes: `<id>/volume.json`, and beside it `image` or `files`."""
+        return self.state_dir / "volumes"
 
     @property
     def database(self) -> Path:

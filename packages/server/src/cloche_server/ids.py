@@ -12,9 +12,11 @@ SandboxId = NewType("SandboxId", str)
 TeamId = NewType("TeamId", str)
 TemplateId = NewType("TemplateId", str)
 BuildId = NewType("BuildId", str)
+VolumeId = NewType("VolumeId", str)
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SANDBOX_ID = re.compile(r"[a-z0-9]{1,40}\Z")
+_VOLUME_ID = re.compile(r"v[a-z0-9]{20}\Z")
 
 
 def new_sandbox_id() -> SandboxId:
@@ -33,6 +35,21 @@ def new_template_id() -> TemplateId:
 def is_sandbox_id(text: str) -> bool:
     """Whether the text may stand in a path, a host label or a cgroup name as a sandbox id."""
     return _SANDBOX_ID.match(text) is not None
+
+
+def new_volume_id() -> VolumeId:
+    """Return `v` and 20 of [a-z0-9]."""
+    return VolumeId("v" + _random(20))
+
+
+def is_volume_id(text: str) -> bool:
+    """Whether the text may stand in a path as a volume id."""
+    return _VOLUME_ID.match(text) is not None
+
+
+def new_volume_token() -> str:
+    """Return a fresh token for the content of one volume: `vol_` and 160 random bits in hex."""
+    return "vol_" + secrets.token_hex(20)
 
 
 def new_api_key() -> str:

@@ -8,6 +8,7 @@
     ├── NotFound              404  not_found
     │   ├── SandboxNotFound
     │   ├── TemplateNotFound
+    │   ├── VolumeNotFound
     │   └── PathNotFound
     ├── AlreadyExists         409  already_exists
     ├── Conflict              409  aborted
@@ -95,8 +96,12 @@ class TemplateNotFound(NotFound):
     """No such template for this caller."""
 
 
+class VolumeNotFound(NotFound):
+    """No such volume for this caller."""
+
+
 class PathNotFound(NotFound):
-    """No such file or folder inside the sandbox."""
+    """No such file or folder inside the sandbox or the volume."""
 
 
 class AlreadyExists(ClocheError):

@@ -13,10 +13,9 @@ from cloche_server import disk_space
 from cloche_server.cli import checks
 from cloche_server.config import API_UID
 from cloche_server.edge import tls
-from cloche_server.ids import new_sandbox_id
 from cloche_server.node.journal import Journal
 from cloche_server.templates import builder, host_settings, recipe, superseded
-from cloche_wire.errors import InvalidArgument, PermissionDenied, Unavailable, UnsupportedOption
+from cloche_wire.errors import PermissionDenied, Unavailable, UnsupportedOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +28,6 @@ NEEDED_BYTES = 512 * 1024**2
 
 _TOOLS = {"crun": "crun", "nft": "nftables"}
 """Programs that the `container` driver and its network run, and the Debian packages they come in."""
-_MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
 _ISOLATION_FILE = "isolation"
 _DRIVERS = ("container",)
 """Drivers for real use, strongest first."""
@@ -42,7 +40,6 @@ def check_machine(config: Config) -> None:
         Unavailable: Not Linux, or a program is missing.
         PermissionDenied: Not root.
         NotEnoughSpace: The disk is too full.
-        InvalidArgument: The state folder's path is too long for the sockets below it.
     """
     if sys.platform != "linux":
         raise Unavailable(f"cloche runs on Linux only: {sys.platform}")
@@ -52,12 +49,6 @@ def check_machine(config: Config) -> None:
         if shutil.which(program) is None:
             raise Unavailable(f"not installed: {program}", hint=f"apt-get install {package}")
     disk_space.require(config.state_dir, NEEDED_BYTES, "the server")
-    longest = len(os.fsencode(config.run_dir)) + len(f"/agents/{new_sandbox_id()}/envd.sock")
-    if longest > _MAX_SOCKET_PATH:
-        raise InvalidArgument(
-            f"the state folder is {longest - _MAX_SOCKET_PATH} bytes too long: {config.state_dir}",
-            hint="sockets lie below it, and the path of a Unix socket has at most 107 bytes",
-        )
 
 
 def make_folders(config: Config) -> None:
@@ -65,6 +56,8 @@ def make_folders(config: Config) -> None:
     # Others may pass through to the sockets and certificates they were told of, and list nothing.
     _folder(config.state_dir, 0o711)
     _folder(config.run_dir, 0o711)
+    _folder(config.content_dir, 0o711)
+    _folder(config.volumes_dir, 0o700)
     _folder(config.state_dir / "log", 0o700)
     _folder(config.state_dir / "node", 0o700)
     _folder(config.database.parent, 0o700, owner=API_UID)

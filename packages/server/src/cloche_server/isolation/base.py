@@ -28,6 +28,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     shares_host_kernel: bool
     memory_snapshot: bool = False
     disk_snapshot: bool = False
+    volumes: bool = False
+    """Whether mounts of others can be shown in a sandbox (`SandboxSpec.mounts`)."""
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
@@ -36,6 +38,15 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     cpu_count: int
     memory_mib: int
     pids: int
+
+
+class SharedMount(NamedTuple):
+    """A file system that outlives the sandbox and that others may have too."""
+
+    mount: int
+    """Descriptor of a mount that stands nowhere yet; ids in it are those of the sandbox, 0..65535."""
+    path: str
+    """Absolute and normal, and none lies inside another; the driver makes the folder where it is missing."""
 
 
 class SandboxSpec(msgspec.Struct, frozen=True):
@@ -59,6 +70,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     env: dict[str, str]
     etc_files: dict[str, str]
     """Files below /etc that are this sandbox's own (hosts, resolv.conf), by name."""
+    mounts: tuple[SharedMount, ...] = ()
+    """Shown without devices and setuid programs; for drivers that say `volumes`."""
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
@@ -103,6 +116,7 @@ class Driver(Protocol):
 
         Raises:
             Internal: A control could not be put in place; the message names it. Nothing of the tenant ran.
+            InvalidArgument: A shared mount's path is none for a folder in this template.
         """
         ...
 

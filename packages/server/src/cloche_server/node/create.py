@@ -17,7 +17,7 @@ import structlog
 from cloche_server.config import EDGE_UID
 from cloche_server.ids import is_sandbox_id
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
-from cloche_server.node import agent_link, kill
+from cloche_server.node import agent_link, kill, volume_requests
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, SandboxState
@@ -30,6 +30,7 @@ from cloche_wire.errors import (
     Unavailable,
 )
 
+_MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
 _BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
 _AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -54,12 +55,14 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         Unavailable: The node is draining.
         InvalidArgument: The request holds what the api should not have let through.
         TemplateNotFound: No finished build of that id lies here.
+        VolumeNotFound: No such volume of that team.
         ResourceExhausted: The limit of sandboxes is reached.
         Internal: A step failed; the message names it.
     """
     if machine.draining:
         raise Unavailable("the server is stopping")
     _check(request)
+    volume_requests.check_mounts(machine, request)
     if request.sandbox_id in machine.live:
         raise AlreadyExists(f"sandbox exists: {request.sandbox_id}")
     template = _read_template(machine, request.build_id)
@@ -140,6 +143,7 @@ async def _build(machine: Machine, live: Live, template: _Template) -> None:
             argv=machine.tree.argv("--envd-fd", "3", "--interpreter-fd", "4"),
             env={"PATH": _AGENT_PATH, "LANG": "C.UTF-8"},
             etc_files=_etc_files(machine, request.sandbox_id),
+            mounts=await volume_requests.open_mounts(machine, request, stack),
         )
         init = await machine.driver.start(spec)
     machine.note(live, msgspec.structs.replace(record, init=init))
@@ -178,6 +182,8 @@ def _listen(folder: Path) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     for name in ("envd.sock", "run.sock"):
         path = folder / name
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+            raise Internal(f"the path of a socket is too long: {path}", hint="choose a shorter state folder")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         listener.bind(str(path))
         path.chmod(0o600)

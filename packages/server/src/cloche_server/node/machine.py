@@ -21,6 +21,7 @@ from cloche_server.node.messages import Route, RouteGone, SandboxEnded
 from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
+from cloche_server.node.volumes import Volumes
 from cloche_wire.errors import SandboxNotFound
 
 
@@ -54,6 +55,7 @@ class Machine:
     tasks: asyncio.TaskGroup
     trash: Trash
     boot_id: str
+    volumes: Volumes
     live: dict[str, Live] = field(default_factory=dict[str, Live])
     draining: bool = False
     routes: Broadcast = field(default_factory=Broadcast)

@@ -9,6 +9,15 @@ Control socket (`Config.node_socket`), method -> params -> result:
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
     watch        {}              {}, then events `ended` (SandboxEnded) on the same link until it is closed
 
+    create_volume  CreateVolume   {}             raises NotEnoughSpace, AlreadyExists, Unavailable, Internal
+    remove_volume  RemoveVolume   {}             raises Conflict: a sandbox has it
+
+Socket of the volumes' content (`Config.open_socket`):
+
+    open         OpenVolume      {} with one descriptor: a mount of the volume that stands nowhere, its ids
+    shifted to those of the asking process
+                                 raises Unauthenticated: no such volume, or another token
+
 Edge socket (`Config.edge_socket`):
 
     routes       {}              [Route], then events `route` (Route) and `gone` (RouteGone) until it is
@@ -25,6 +34,13 @@ from typing import Literal
 import msgspec
 
 EndReason = Literal["killed", "timeout", "exited", "out_of_memory", "failed", "lost"]
+
+
+class VolumeMount(msgspec.Struct, frozen=True):
+    """Show a volume at a folder of a sandbox."""
+
+    volume_id: str
+    path: str
 
 
 class CreateSandbox(msgspec.Struct, frozen=True):
@@ -44,6 +60,7 @@ class CreateSandbox(msgspec.Struct, frozen=True):
     memory_mib: int = 2048
     allow_internet: bool = True
     mask_request_host: str | None = None
+    volume_mounts: tuple[VolumeMount, ...] = ()
 
 
 class SandboxState(msgspec.Struct, frozen=True):
@@ -103,3 +120,25 @@ class Dial(msgspec.Struct, frozen=True):
 
     sandbox_id: str
     port: int
+
+
+class CreateVolume(msgspec.Struct, frozen=True):
+    """Make an empty volume, with the limits of the configuration."""
+
+    volume_id: str
+    team_id: str
+    token: str
+    """Opens its content; the node keeps a hash of it."""
+
+
+class RemoveVolume(msgspec.Struct, frozen=True):
+    """Remove a volume that no sandbox has, with all it holds. One that is not there is a success."""
+
+    volume_id: str
+
+
+class OpenVolume(msgspec.Struct, frozen=True):
+    """Ask for the root of a volume, for a request about its content."""
+
+    volume_id: str
+    token: str

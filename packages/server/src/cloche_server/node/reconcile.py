@@ -97,4 +97,7 @@ async def _remove_strays(machine: Machine) -> int:
             if folder.name not in machine.live:
                 machine.trash.put(folder)
                 count += 1
+    for folder in machine.volumes.unfinished():
+        machine.trash.put(folder)
+        count += 1
     return count

@@ -14,15 +14,27 @@ import structlog
 
 from cloche_server import link
 from cloche_server.clock import SystemClock
-from cloche_server.config import API_UID, EDGE_UID, Config
-from cloche_server.isolation.base import Driver
+from cloche_server.config import API_UID, EDGE_UID, VOLUMES_FIRST_ID, Config
+from cloche_server.isolation import syscalls
+from cloche_server.isolation.base import ID_RANGE, Driver
 from cloche_server.isolation.container.driver import ContainerDriver
 from cloche_server.isolation.identity import boot_id
-from cloche_server.node import create, dial, dns, kill, messages, reaper, reconcile, runtime_tree
+from cloche_server.node import (
+    create,
+    dial,
+    dns,
+    kill,
+    messages,
+    reaper,
+    reconcile,
+    runtime_tree,
+    volume_requests,
+)
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.network import Network
 from cloche_server.node.slots import Block, BlockProbe, Slots, claim_block
+from cloche_server.node.volumes import Volumes
 from cloche_wire.errors import Unimplemented
 
 BLOCKS_FOLDER = Path("/run/cloche/blocks")
@@ -37,12 +49,21 @@ def run(config: Config) -> None:
         Unavailable: The machine lacks something; the message names it.
     """
     block = claim_block(BLOCKS_FOLDER, config.state_dir, BlockProbe())
-    asyncio.run(serve(config, block, ContainerDriver(block.number)))
+    # SAFETY: made by a fork, so before any thread of ours exists.
+    content = syscalls.user_namespace(VOLUMES_FIRST_ID, ID_RANGE)
+    asyncio.run(serve(config, block, ContainerDriver(block.number), content))
 
 
-async def serve(config: Config, block: Block, driver: Driver) -> None:
-    """Serve with the given driver until SIGTERM."""
-    for folder, mode in (("sandboxes", 0o700), ("run", 0o711), ("run/agents", 0o711)):
+async def serve(config: Config, block: Block, driver: Driver, content: int | None = None) -> None:
+    """Serve with the given driver until SIGTERM.
+
+    Args:
+        config: The server's settings.
+        block: Claimed for this server.
+        driver: Not prepared yet.
+        content: A user namespace with the ids of the process that serves volumes' content; None without one.
+    """
+    for folder, mode in (("sandboxes", 0o700), ("run", 0o711), ("run/agents", 0o711), ("run/content", 0o711)):
         (config.state_dir / folder).mkdir(mode=mode, parents=True, exist_ok=True)
     network = Network(block, config.egress.exceptions)
     driver.prepare()
@@ -63,6 +84,7 @@ async def serve(config: Config, block: Block, driver: Driver) -> None:
                 tasks=tasks,
                 trash=Trash(config.state_dir / "trash"),
                 boot_id=boot_id(),
+                volumes=Volumes(config.volumes_dir, config.volumes, content),
             )
             await _serve_machine(machine, stopping)
     except* asyncio.CancelledError:
@@ -77,10 +99,12 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     stub = dns.Stub(machine.block.gateway, dns.upstream_resolvers(config.egress.resolvers), _online(machine))
     control = link.listen(config.node_socket, owner_uid=API_UID)
     edge = link.listen(config.edge_socket, owner_uid=EDGE_UID)
+    content = link.listen(config.open_socket, owner_uid=VOLUMES_FIRST_ID)
     tasks.create_task(reaper.run(machine))
     tasks.create_task(stub.serve())
     tasks.create_task(_serve_link(control, control_handler(machine)))
     tasks.create_task(_serve_link(edge, edge_handler(machine)))
+    tasks.create_task(_serve_link(content, content_handler(machine)))
     log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
     await stopping.wait()
     if not machine.live:
@@ -135,6 +159,14 @@ def control_handler(machine: Machine) -> link.Handler:
     async def watch(_: msgspec.Raw) -> link.Answer:
         return link.Answer({}, events=machine.ends.listen())
 
+    async def create_volume(params: msgspec.Raw) -> link.Answer:
+        await machine.volumes.create(_decode(params, messages.CreateVolume))
+        return link.Answer({})
+
+    async def remove_volume(params: msgspec.Raw) -> link.Answer:
+        volume_requests.remove(machine, _decode(params, messages.RemoveVolume))
+        return link.Answer({})
+
     return _dispatch(
         {
             "create": create_sandbox,
@@ -143,6 +175,8 @@ def control_handler(machine: Machine) -> link.Handler:
             "list": list_sandboxes,
             "drain": drain,
             "watch": watch,
+            "create_volume": create_volume,
+            "remove_volume": remove_volume,
         }
     )
 
@@ -159,6 +193,16 @@ def edge_handler(machine: Machine) -> link.Handler:
         return link.Answer({}, descriptors=(await dial.dial(machine, _decode(params, messages.Dial)),))
 
     return _dispatch({"routes": routes, "dial": dial_port})
+
+
+def content_handler(machine: Machine) -> link.Handler:
+    """Answers of the socket of the volumes' content; see `messages`."""
+
+    async def open_volume(params: msgspec.Raw) -> link.Answer:
+        mount = await machine.volumes.open(_decode(params, messages.OpenVolume))
+        return link.Answer({}, descriptors=(mount,))
+
+    return _dispatch({"open": open_volume})
 
 
 def _dispatch(methods: dict[str, _Method]) -> link.Handler:

@@ -16,7 +16,7 @@ from cloche_server.isolation import cgroups, identity, oci_spec
 from cloche_server.isolation.base import ID_RANGE, Capabilities, ProcessIdentity, SandboxSpec, Usage, first_id
 from cloche_server.isolation.container import launcher, seccomp
 from cloche_server.readiness import until_readable
-from cloche_wire.errors import Internal, Unavailable
+from cloche_wire.errors import Internal, InvalidArgument, Unavailable
 
 _START_TIMEOUT_S = 45.0
 
@@ -35,7 +35,7 @@ class ContainerDriver:
 
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
-        return Capabilities(name="container", shares_host_kernel=True)
+        return Capabilities(name="container", shares_host_kernel=True, volumes=True)
 
     def prepare(self) -> None:
         """Check for crun, make the mount points and the parent group, start the launcher.
@@ -75,8 +75,10 @@ class ContainerDriver:
                 first_id=first,
                 id_count=ID_RANGE,
                 cgroup_files=[str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)],
+                mount_paths=[shared.path for shared in spec.mounts],
             )
-            pid = await self._launch(request, [spec.network_namespace, *spec.listeners])
+            mounts = [shared.mount for shared in spec.mounts]
+            pid = await self._launch(request, [*mounts, spec.network_namespace, *spec.listeners])
         except OSError as error:
             raise Internal(f"cannot start the sandbox: {error}") from error
         init = identity.identify(pid)
@@ -156,6 +158,8 @@ class ContainerDriver:
         if not text:
             raise Internal("cannot start the sandbox: the launcher ended", hint="see the node's log")
         reply = json.loads(text)
+        if "bad_path" in reply:
+            raise InvalidArgument(reply["bad_path"], hint="mount the volume at a folder of its own")
         if "error" in reply:
             raise Internal(f"cannot start the sandbox: {reply['error']}")
         return int(reply["pid"])

@@ -6,8 +6,8 @@ mount namespace that dies with it, assembles the root there and runs crun; the a
 own pipe. So no mount of ours ever stands in a namespace that outlives one create, whatever is killed, and
 there is nothing to unmount.
 
-A request is one JSON object (`LaunchRequest`) with descriptors: the answer pipe, the network namespace, the
-listeners.
+A request is one JSON object (`LaunchRequest`) with descriptors: the answer pipe, the shared mounts, the
+network namespace, the listeners.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cloche_server.isolation import syscalls
+from cloche_server.isolation.container import shared_mounts
 
 MOUNT_FOLDER = Path("/run/cloche")
 """Mount points of every create, each in its own namespace.
@@ -32,6 +33,7 @@ Short, the same for all, and reachable for every user id.
 ROOT, LOWER, RUNTIME, EMPTY = (str(MOUNT_FOLDER / name) for name in ("root", "lower", "runtime", "empty"))
 CRUN_TIMEOUT_S = 30
 MAX_REQUEST_BYTES = 64 * 1024
+MAX_DESCRIPTORS = 32
 FIRST_DESCRIPTOR = 3
 LIFTED_DESCRIPTOR = 64
 _HYBRID_CGROUP2 = "/sys/fs/cgroup/unified"
@@ -49,6 +51,8 @@ class LaunchRequest:
     first_id: int
     id_count: int
     cgroup_files: list[str]
+    mount_paths: list[str] = field(default_factory=list[str])
+    """Where the shared mounts go, in the order of their descriptors."""
 
     def encode(self) -> bytes:
         """One packet."""
@@ -63,7 +67,7 @@ def main() -> None:
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps for us: sigaction(2), SA_NOCLDWAIT
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 8)
+        packet, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, MAX_DESCRIPTORS)
         if not packet:
             return
         if os.fork() == 0:
@@ -82,6 +86,8 @@ def _child(packet: bytes, descriptors: list[int]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         request = LaunchRequest(**json.loads(packet))
         answer = {"pid": _launch(request, descriptors[1:])}
+    except shared_mounts.BadPath as error:
+        answer = {"bad_path": str(error)}
     except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
         answer = {"error": str(error)}
     os.write(answer_pipe, json.dumps(answer).encode())
@@ -93,12 +99,15 @@ def _launch(request: LaunchRequest, inherited: list[int]) -> int:
     for path in request.cgroup_files:
         # SAFETY: the limits hold for crun and all it starts, before the first of them exists.
         Path(path).write_text(own)
-    _assemble_root(request)
-    return _run_crun(request, inherited)
+    count = len(request.mount_paths)
+    _assemble_root(request, inherited[:count])
+    return _run_crun(request, inherited[count:])
 
 
-def _assemble_root(request: LaunchRequest) -> None:
+def _assemble_root(request: LaunchRequest, mounts: list[int]) -> None:
     """Mount the template, the writable layer and the runtime tree in a namespace of this process alone.
+
+    Shared mounts come last, into the writable layer, where nothing of the tenant has run yet.
 
     Options are relative to the working directory, so that the mount table shown inside names no path of the
     host. Leaves: the working directory is the sandbox's folder.
@@ -111,7 +120,6 @@ def _assemble_root(request: LaunchRequest) -> None:
         syscalls.unmount(_HYBRID_CGROUP2, syscalls.MNT_DETACH)
     # SAFETY: /run/cloche and these folders are ours (driver's prepare checks it), and empty.
     syscalls.mount_idmapped(request.rootfs, LOWER, user_namespace)
-    os.close(user_namespace)
     # An overlay of one folder (it wants two): the table would show the source of a bind mount.
     os.chdir(request.runtime_tree)
     read_only = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
@@ -119,6 +127,10 @@ def _assemble_root(request: LaunchRequest) -> None:
     os.chdir(request.folder)
     options = f"lowerdir={LOWER},upperdir=upper,workdir=work,redirect_dir=nofollow,index=off,metacopy=off"
     syscalls.mount("overlay", ROOT, "overlay", syscalls.MS_NODEV, options)
+    for mount, path in zip(mounts, request.mount_paths, strict=True):
+        shared_mounts.show(mount, ROOT, path, user_namespace, request.first_id)
+        os.close(mount)
+    os.close(user_namespace)
 
 
 def _run_crun(request: LaunchRequest, inherited: list[int]) -> int:
