@@ -21,7 +21,7 @@ from cloche_wire.errors import ClocheError
 from tests.support import census, templates
 from tests.support.waiting import until
 
-PARTS = ("node", "api", "edge")
+PARTS = ("node", "api", "edge", "content")
 START_S = 60.0
 
 
@@ -91,7 +91,7 @@ class Server:
         return httpx.request(method, self.url + path, headers=headers, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]
 
     def part(self, name: str) -> int:
-        """Process id of a part: `node`, `api` or `edge`."""
+        """Process id of a part: `node`, `api`, `edge` or `content`."""
         found = [pid for pid in _children(self.pid) if _is_part(pid, name)]
         assert len(found) == 1, f"{name}: {found}; {self.tail()}"
         return found[0]

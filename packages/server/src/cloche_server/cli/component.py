@@ -1,4 +1,4 @@
-"""One of the server's three processes: `python -m cloche_server.cli.component node|api|edge`.
+"""One of the server's processes: `python -m cloche_server.cli.component node|api|edge|content`.
 
 The supervisor starts it with its configuration in `CLOCHE_CONFIG_JSON`, for the edge also with the listening
 socket. It ends with the supervisor, whatever happens to that one. Exit status 3 says that it cannot run on
@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import msgspec
 import structlog
 
 from cloche_server.cli import logs, privileges
-from cloche_server.config import API_UID, EDGE_UID, Config
+from cloche_server.config import API_UID, EDGE_UID, VOLUMES_FIRST_ID, Config
 from cloche_server.isolation import syscalls
+from cloche_server.isolation.base import ID_RANGE
 from cloche_wire.errors import ClocheError
 
 CONFIG_VARIABLE = "CLOCHE_CONFIG_JSON"
@@ -63,6 +65,15 @@ def _run(name: str, config: Config) -> None:
 
             _settle(EDGE_UID, config)
             edge.run(config, int(os.environ.pop(LISTENER_VARIABLE)))
+        case "content":
+            from cloche_server.volumes import service as content
+
+            listener = content.listen(config)
+            # After the confinement the folder is all there is, and the socket lies at its top.
+            served = content.Service(Path("/", config.open_socket.name), listener)
+            privileges.confine(config.content_dir, VOLUMES_FIRST_ID, ID_RANGE)
+            _tie()
+            served.run()
         case _:
             sys.exit(f"no such process: {name}")
 
@@ -71,6 +82,10 @@ def _settle(uid: int | None, config: Config) -> None:
     """Become the user that this process runs as, and tie its life to the supervisor's."""
     if uid is not None and os.geteuid() == 0:
         privileges.drop(uid, (config.state_dir, config.templates_dir.parent))
+    _tie()
+
+
+def _tie() -> None:
     # After the change of user, which would reset it (prctl(2), PR_SET_PDEATHSIG).
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ.pop(SUPERVISOR_VARIABLE)):

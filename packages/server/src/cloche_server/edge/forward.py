@@ -18,9 +18,11 @@ from cloche_server.edge.targets import (
     read_target,
     refuse_control_path,
 )
-from cloche_server.edge.upstream import connect_agent, connect_api, connect_port
+from cloche_server.edge.upstream import connect_agent, connect_port, connect_service
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cloche_server.config import Config
     from cloche_server.edge.headers import Sender
     from cloche_server.edge.heads import RequestHead
@@ -58,7 +60,9 @@ async def forward(gateway: Gateway, client: Stream, request: RequestHead, sender
             client.write(preflight(request))
             return not request.closes and not request.has_body
         case Kind.CONTROL_PLANE:
-            return await _to_control_plane(gateway, client, request, sender)
+            return await _to_service(gateway.config.api_socket, client, request, sender)
+        case Kind.VOLUME_CONTENT:
+            return await _to_service(gateway.config.content_socket, client, request, sender)
         case Kind.SANDBOX:
             route = await gateway.table.find(target.sandbox_id)
         case Kind.SIGNED_URL:
@@ -78,16 +82,15 @@ async def _owner_of_token(table: RouteTable, request: RequestHead) -> Route:
     return route
 
 
-async def _to_control_plane(gateway: Gateway, client: Stream, request: RequestHead, sender: Sender) -> bool:
-    upstream = await connect_api(gateway.config.api_socket)
+async def _to_service(path: Path, client: Stream, request: RequestHead, sender: Sender) -> bool:
+    upstream = await connect_service(path)
     upgrade = _upgrade(request, {b"websocket"})
     exchange = Exchange(client, request)
     outcome = await exchange.relay(
         upstream, headers.to_service(request, sender), headers.from_service, upgrade
     )
     if outcome is Outcome.UNANSWERED:
-        # The api may have done what was asked. Clients repeat a 502 unless told not to (wire contract, fact
-        # 11).
+        # It may have been done all the same. Clients repeat a 502 unless told not to (wire, fact 11).
         repeatable = request.method in _REPEATABLE or b"idempotency-key" in request.values
         fields = () if repeatable else ((b"Should-Retry", b"false"),)
         refusal = exchange.refusal or Refusal(

@@ -29,6 +29,7 @@ _CONTROL_PATHS = {
     b"/upgrade",
 }
 """Requests to the daemon that only the node may make."""
+_VOLUME_CONTENT = b"/volumecontent/"
 _INTERPRETER_PATHS = re.compile(rb"/(?:execute|contexts(?:/[^/]+){0,2})\Z")
 _DAEMON_PATHS = re.compile(
     rb"/(?:health|metrics|envs|files(?:/compose)?|(?:process\.Process|filesystem\.Filesystem)/\w+)\Z"
@@ -39,6 +40,8 @@ class Kind(Enum):
     """Who answers."""
 
     CONTROL_PLANE = auto()
+    VOLUME_CONTENT = auto()
+    """The process that serves files of volumes."""
     SANDBOX = auto()
     """A port of a named sandbox."""
     SIGNED_URL = auto()
@@ -134,4 +137,6 @@ def _without_name(request: RequestHead) -> Target:
         )
     if path == b"/files" and request.method in {b"GET", b"HEAD", b"POST"} and b"signature=" in request.target:
         return Target(Kind.SIGNED_URL, port=DAEMON_PORT)
+    if path.startswith(_VOLUME_CONTENT):
+        return Target(Kind.VOLUME_CONTENT)
     return Target(Kind.CONTROL_PLANE)

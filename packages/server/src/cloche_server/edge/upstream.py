@@ -27,8 +27,8 @@ ENDING_S = 1.0
 _RETRY_S = 0.02
 
 
-async def connect_api(path: Path) -> Stream:
-    """Connect to the control plane.
+async def connect_service(path: Path) -> Stream:
+    """Connect to a process of the server itself: the control plane, or the content of volumes.
 
     Raises:
         Refusal: 503, it does not answer. Nothing was sent, so the request may be repeated.
