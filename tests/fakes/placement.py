@@ -6,9 +6,16 @@ from datetime import timedelta
 import anyio
 
 from cloche_server.clock import Clock
-from cloche_server.node.messages import CreateSandbox, EndReason, SandboxEnded, SandboxState, SetTimeout
+from cloche_server.node.messages import (
+    CreateSandbox,
+    CreateVolume,
+    EndReason,
+    SandboxEnded,
+    SandboxState,
+    SetTimeout,
+)
 from cloche_server.placement.base import LinkUp
-from cloche_wire.errors import ClocheError, SandboxNotFound, Unavailable
+from cloche_wire.errors import ClocheError, Conflict, SandboxNotFound, Unavailable
 
 
 class FakePlacement:
@@ -23,6 +30,11 @@ class FakePlacement:
         """Raised by every verb while set."""
         self.fails_after_create: ClocheError | None = None
         """Raised by `create` once the sandbox is there: the link broke before the answer."""
+        self.volumes: dict[str, CreateVolume] = {}
+        self.mounted: set[str] = set()
+        """Volumes that a sandbox has."""
+        self.fails_volume: ClocheError | None = None
+        """Raised by `create_volume` while set."""
         self.unkillable: set[str] = set()
         self.gate: anyio.Event | None = None
         """`create` waits for it."""
@@ -66,6 +78,18 @@ class FakePlacement:
         moved = SandboxState(state.sandbox_id, state.team_id, state.started_at, end_at, state.isolation)
         self.alive[state.sandbox_id] = moved
         return moved
+
+    async def create_volume(self, volume: CreateVolume) -> None:
+        self._fail()
+        if self.fails_volume is not None:
+            raise self.fails_volume
+        self.volumes[volume.volume_id] = volume
+
+    async def remove_volume(self, volume_id: str) -> None:
+        self._fail()
+        if volume_id in self.mounted:
+            raise Conflict("volume is mounted in 1 sandboxes", hint="kill them first")
+        self.volumes.pop(volume_id, None)
 
     async def list(self) -> Sequence[SandboxState]:
         self._fail()

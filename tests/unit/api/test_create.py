@@ -110,7 +110,7 @@ async def test_an_unknown_template_is_404(client: httpx.AsyncClient, reference: 
         ({"autoPause": True}, "isolation 'gvisor' will be able to pause"),
         ({"autoPause": True, "autoPauseMemory": False, "autoResume": {"enabled": True}}, "autoResume"),
         ({"autoPauseMemory": False}, "autoPauseMemory"),
-        ({"volumeMounts": [{"name": "a", "path": "/a"}]}, "volumeMounts"),
+        ({"volumeMounts": [{"name": "a", "path": "a"}]}, "path of a volume"),
         ({"mcp": []}, "mcp"),
         ({"iam": {"tokens": {"aws": {"audience": "sts", "tokenType": "JWT-SVID"}}}}, "iam"),
         ({"network": {"egressProxy": {"address": "x"}}}, "network.egressProxy"),

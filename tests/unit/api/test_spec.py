@@ -44,6 +44,11 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("POST", "/sandboxes/{id}/fork", {}),
     ("POST", "/sandboxes/{id}/snapshots", {}),
     ("DELETE", "/sandboxes/{id}", None),
+    ("GET", "/volumes", None),
+    ("POST", "/volumes", {"name": "data"}),
+    ("POST", "/volumes", {"name": ""}),
+    ("GET", "/volumes/{id}", None),
+    ("DELETE", "/volumes/{id}", None),
     ("GET", "/templates", None),
     ("GET", "/default-templates", None),
     ("GET", "/v2/templates", None),
@@ -58,7 +63,9 @@ async def test_an_answer_fits_the_text(
     client: httpx.AsyncClient, method: str, pattern: str, body: dict[str, object] | None
 ) -> None:
     made = await create(client, metadata={"a": "b"})
-    path = pattern.replace("{alias}", "base").replace("{id}", "base" if "template" in pattern else made)
+    volume = (await client.post("/volumes", json={"name": "other"})).json()["volumeID"]
+    ids = {"templates": "base", "volumes": volume}
+    path = pattern.replace("{alias}", "base").replace("{id}", ids.get(pattern.split("/")[1], made))
     answer = await client.request(method, path, json=body)
     written = resolve(SPEC, operation(method, pattern)["responses"][str(answer.status_code)])
     if "content" not in written:

@@ -21,6 +21,7 @@ from cloche_server.api.routing import Call, Route, Router
 from cloche_server.api.sandboxes import SandboxEndpoints
 from cloche_server.api.templates import TemplateEndpoints
 from cloche_server.api.unserved import unserved_routes
+from cloche_server.api.volumes import VolumeEndpoints
 from cloche_server.clock import Clock, SystemClock
 from cloche_server.config import EDGE_UID, Config
 from cloche_server.placement.base import Placement
@@ -79,6 +80,7 @@ def routes_of(control: ControlPlane) -> list[Route]:
         Route("GET", "/health", _health, public=True),
         *ListingEndpoints(control).routes(),
         *TemplateEndpoints(control).routes(),
+        *VolumeEndpoints(control).routes(),
         *unserved_routes(),
         *SandboxEndpoints(control).routes(),
     ]

@@ -14,7 +14,10 @@ from cloche_server.store.store import Store
 
 
 class Creations:
-    """Sandboxes this process is making. A row `creating` that is not here was left by a dead api."""
+    """Sandboxes and volumes this process is making, or volumes it removes.
+
+    A row that says so and is not here was left by a dead api.
+    """
 
     def __init__(self) -> None:
         """Nothing is being made yet."""

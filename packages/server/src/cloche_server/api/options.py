@@ -18,7 +18,6 @@ class Options(NamedTuple):
     timeout_s: int
     lifecycle: Lifecycle
     network: NetworkOptions
-    volume_mounts: list[dict[str, str]]
 
 
 def check_options(body: NewSandbox, limits: Limits, *, default_timeout_s: int) -> Options:
@@ -36,7 +35,6 @@ def check_options(body: NewSandbox, limits: Limits, *, default_timeout_s: int) -
         timeout_s,
         lifecycle=_check_lifecycle(body),
         network=check_network(body),
-        volume_mounts=_check_volume_mounts(body.volume_mounts),
     )
 
 
@@ -65,14 +63,6 @@ def _check_lifecycle(body: NewSandbox) -> Lifecycle:
             hint="leave it out: the time-out then kills; isolation 'gvisor' will be able to pause",
         )
     return Lifecycle(auto_resume=body.auto_resume.enabled)
-
-
-def _check_volume_mounts(mounts: list[Any] | None) -> list[dict[str, str]]:
-    if mounts:
-        raise UnsupportedOption(
-            "volumeMounts is not supported by this server yet", hint="leave out volumeMounts"
-        )
-    return []
 
 
 def _check_iam(iam: dict[str, Any] | None) -> None:

@@ -11,6 +11,7 @@ import anyio
 import structlog
 
 from cloche_server.api.control import ControlPlane
+from cloche_server.api.volumes import finish_volumes
 from cloche_server.node.messages import SandboxEnded
 from cloche_server.placement.base import LinkUp
 from cloche_wire.errors import ClocheError, SandboxNotFound
@@ -47,6 +48,7 @@ async def reconcile(control: ControlPlane) -> None:
     await control.store.liveness.end(lost, "lost", control.clock.now())
     gone = {sandbox for sandbox in (*orphans, *left) if await _kill_leftover(control, sandbox)}
     await control.store.liveness.end(gone.intersection(left), "failed", control.clock.now())
+    await finish_volumes(control)
     if lost or left or orphans:
         log.info("api.reconciled", lost=lost, left=left, orphans=orphans)
 

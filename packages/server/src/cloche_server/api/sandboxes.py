@@ -17,8 +17,9 @@ from cloche_server.api.control import ControlPlane
 from cloche_server.api.network_options import shown_network
 from cloche_server.api.options import Options, check_options, check_timeout
 from cloche_server.api.routing import Call, Route, reply, with_body
+from cloche_server.api.volumes import resolve_mounts
 from cloche_server.ids import SandboxId, is_sandbox_id, new_access_token, new_sandbox_id
-from cloche_server.node.messages import CreateSandbox, SetTimeout
+from cloche_server.node.messages import CreateSandbox, SetTimeout, VolumeMount
 from cloche_server.store.sandboxes import IdempotencyClaim, SandboxRecord
 from cloche_server.store.templates import Template
 from cloche_wire.errors import (
@@ -77,6 +78,7 @@ class SandboxEndpoints:
         """Check the wish, write the row, ask the placement, answer 201."""
         options = check_options(body, self._limits, default_timeout_s=default_timeout_s)
         template = await self._control.templates.resolve(call.caller, body.template_id)
+        mounts = await resolve_mounts(self._control, call.caller.team_id, body.volume_mounts or [])
         claim = _idempotency_claim(call)
         record = self._new_record(call, body, options, template)
         with self._control.creations.hold(record.id):
@@ -84,7 +86,7 @@ class SandboxEndpoints:
                 record, claim, max_alive=self._limits.max_sandboxes
             )
             if reservation.is_new:
-                record = await self._start(record, body, options)
+                record = await self._start(record, body, options, mounts)
         if not reservation.is_new:
             record = await self._await_earlier(reservation.record)
         return reply(201, self._sandbox(record))
@@ -112,10 +114,16 @@ class SandboxEndpoints:
             end_at=now,
             network=options.network.as_given,
             lifecycle=msgspec.to_builtins(options.lifecycle),
-            volume_mounts=options.volume_mounts,
+            volume_mounts=msgspec.to_builtins(body.volume_mounts or []),
         )
 
-    async def _start(self, record: SandboxRecord, body: shapes.NewSandbox, options: Options) -> SandboxRecord:
+    async def _start(
+        self,
+        record: SandboxRecord,
+        body: shapes.NewSandbox,
+        options: Options,
+        mounts: tuple[VolumeMount, ...],
+    ) -> SandboxRecord:
         """Creating → running; on any error → ended, with nothing left on a node that can be reached."""
         order = CreateSandbox(
             record.id,
@@ -131,6 +139,7 @@ class SandboxEndpoints:
             record.memory_mib,
             record.allow_internet,
             record.mask_request_host,
+            mounts,
         )
         began_s = self._control.clock.boot_s()
         try:

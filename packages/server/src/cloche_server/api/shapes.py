@@ -35,6 +35,13 @@ class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
     egress_proxy: dict[str, Any] | None = None
 
 
+class VolumeMount(msgspec.Struct, frozen=True):
+    """A volume at a folder of a sandbox, as it is asked for and shown."""
+
+    name: str
+    path: str
+
+
 class NewSandbox(msgspec.Struct, frozen=True, rename="camel"):
     """Body of `POST /v2/sandboxes`; `POST /sandboxes` has the same fields and another default timeout."""
 
@@ -49,7 +56,13 @@ class NewSandbox(msgspec.Struct, frozen=True, rename="camel"):
     auto_resume: AutoResume = AutoResume(enabled=False)
     mcp: dict[str, Any] | None = None
     iam: dict[str, Any] | None = None
-    volume_mounts: list[Any] | None = None
+    volume_mounts: list[VolumeMount] | None = None
+
+
+class NewVolume(msgspec.Struct, frozen=True):
+    """Body of `POST /volumes`."""
+
+    name: str
 
 
 class SetTimeoutBody(msgspec.Struct, frozen=True):
@@ -139,6 +152,19 @@ class SandboxDetail(ListedSandbox, frozen=True, rename="camel", kw_only=True):
     allow_internet_access: bool
     network: dict[str, Any]
     lifecycle: Lifecycle
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """One volume of a listing."""
+
+    volume_id: str = field(name="volumeID")
+    name: str
+
+
+class VolumeAndToken(Volume, frozen=True):
+    """One volume, with what opens its content."""
+
+    token: str
 
 
 class Template(msgspec.Struct, frozen=True, rename="camel"):

@@ -1,9 +1,16 @@
-"""The five verbs by which the control plane acts on sandboxes, wherever they run."""
+"""The verbs by which the control plane acts on sandboxes and volumes, wherever they are."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
 
-from cloche_server.node.messages import CreateSandbox, EndReason, SandboxEnded, SandboxState, SetTimeout
+from cloche_server.node.messages import (
+    CreateSandbox,
+    CreateVolume,
+    EndReason,
+    SandboxEnded,
+    SandboxState,
+    SetTimeout,
+)
 
 
 class LinkUp(NamedTuple):
@@ -39,6 +46,26 @@ class Placement(Protocol):
 
         Raises:
             SandboxNotFound: No node has it.
+            Unavailable: No node answers.
+            DeadlineExceeded: The node takes too long.
+        """
+        ...
+
+    async def create_volume(self, volume: CreateVolume) -> None:
+        """Make an empty volume where every node that takes sandboxes of its team reaches it.
+
+        Raises:
+            NotEnoughSpace: The disk is too full.
+            Unavailable: The machine cannot hold volumes to a limit, or no node answers.
+            DeadlineExceeded: The node takes too long; it may have been made all the same.
+        """
+        ...
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """Remove a volume with all it holds. One that is not there is a success.
+
+        Raises:
+            Conflict: A sandbox has it.
             Unavailable: No node answers.
             DeadlineExceeded: The node takes too long.
         """

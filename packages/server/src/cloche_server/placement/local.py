@@ -10,8 +10,10 @@ import msgspec
 from cloche_server import link
 from cloche_server.node.messages import (
     CreateSandbox,
+    CreateVolume,
     EndReason,
     KillSandbox,
+    RemoveVolume,
     SandboxEnded,
     SandboxState,
     SetTimeout,
@@ -22,6 +24,8 @@ from cloche_wire.errors import DeadlineExceeded
 
 CALL_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 30.0
+VOLUME_TIMEOUT_S = 60.0
+"""For a node to make a volume; with preallocation on a slow disk that takes its time."""
 ABSENCE_S = 5.0
 """How long a call waits for a node that is being started again."""
 RETRY_S = 0.05
@@ -49,6 +53,15 @@ class LocalPlacement:
     async def set_timeout(self, timeout: SetTimeout) -> SandboxState:
         """See `base.Placement.set_timeout`."""
         return await _call(self._nodes[0], "set_timeout", timeout, SandboxState, timeout_s=CALL_TIMEOUT_S)
+
+    async def create_volume(self, volume: CreateVolume) -> None:
+        """See `base.Placement.create_volume`."""
+        await _call(self._nodes[0], "create_volume", volume, dict[str, Any], timeout_s=VOLUME_TIMEOUT_S)
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """See `base.Placement.remove_volume`."""
+        request = RemoveVolume(volume_id)
+        await _call(self._nodes[0], "remove_volume", request, dict[str, Any], timeout_s=CALL_TIMEOUT_S)
 
     async def list(self) -> Sequence[SandboxState]:
         """See `base.Placement.list`."""

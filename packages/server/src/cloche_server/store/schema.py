@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0002"
+VERSION = "0003"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -148,4 +148,17 @@ events = Table(
     Index("ix_events_team", "team_id", "happened_at", "id"),
     Index("ix_events_sandbox", "sandbox_id", "happened_at", "id"),
     Index("ix_events_happened_at", "happened_at"),
+)
+
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id", name="fk_volumes_team_id"), nullable=False),
+    Column("name", Text, nullable=False),
+    # In plain text, since its owner may ask for it again.
+    Column("token", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("team_id", "name", name="uq_volumes_team_name"),
 )

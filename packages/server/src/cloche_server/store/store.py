@@ -8,6 +8,7 @@ from cloche_server.store.liveness import Liveness
 from cloche_server.store.sandboxes import Sandboxes
 from cloche_server.store.session import Database, prepare_file
 from cloche_server.store.templates import Templates
+from cloche_server.store.volumes import Volumes
 
 
 class Store(NamedTuple):
@@ -17,6 +18,7 @@ class Store(NamedTuple):
     keys: Keys
     templates: Templates
     sandboxes: Sandboxes
+    volumes: Volumes
     liveness: Liveness
 
     @classmethod
@@ -33,7 +35,14 @@ class Store(NamedTuple):
         except BaseException:
             database.close()
             raise
-        return cls(database, Keys(database), Templates(database), Sandboxes(database), Liveness(database))
+        return cls(
+            database,
+            Keys(database),
+            Templates(database),
+            Sandboxes(database),
+            Volumes(database),
+            Liveness(database),
+        )
 
     def close(self) -> None:
         """Close all connections."""
