@@ -4,7 +4,7 @@ STATE ?= /var/lib/cloche
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help up down setup test lint type unit contract architecture integration compat security bench sync-sdk
+.PHONY: help up down setup test lint type unit contract architecture integration compat official security bench sync-sdk
 
 help:           ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -30,10 +30,12 @@ integration:    ## Real namespaces, control groups and rules; as root
 	@$(PYTEST) tests/integration
 compat:         ## The official clients against a live server; as root
 	@$(PYTEST) tests/compat
+official:       ## The official clients' own suites; SUITES=<folder with the public test trees>; as root
+	@tools/official-suites "$(SUITES)"
 security:       ## One file per boundary; as root
 	@$(PYTEST) tests/security
 bench:          ## Measure the running server against its promises
-	@tools/official-clients
+	@tools/official-clients python
 	@$(BIN)/cloche bench --state "$(STATE)"
 sync-sdk:       ## Write the synchronous SDK from the asynchronous one
 	@$(BIN)/python tools/unasync.py

@@ -1,4 +1,4 @@
-"""The official clients: their environment, and their suite run under it."""
+"""The official clients: their environments, and our suites run under them."""
 
 import os
 import subprocess
@@ -11,15 +11,29 @@ from tests.support.source import ROOT
 
 PROJECT = ROOT / "tests" / "compat" / "e2b_python"
 ENVIRONMENT = ROOT / ".venv-compat"
+NODE_PROJECT = ROOT / "tests" / "compat" / "e2b_js"
+RESOLVE = Path(__file__).parent / "resolve"
+"""Makes names below localhost lead to this machine, for clients whose resolver does not."""
 
 
 @cache
 def interpreter() -> Path:
     """The Python that has the official clients; its environment is made, or brought up to its lock, first."""
-    argv = [str(ROOT / "tools" / "official-clients")]
+    _make("python")
+    return ENVIRONMENT / "bin" / "python"
+
+
+@cache
+def node_packages() -> Path:
+    """The node_modules that has the official clients and the command line, brought up to its lock first."""
+    _make("node")
+    return NODE_PROJECT / "node_modules"
+
+
+def _make(kind: str) -> None:
+    argv = [str(ROOT / "tools" / "official-clients"), kind]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"cannot make the environment of the official clients: {done.stderr}"
-    return ENVIRONMENT / "bin" / "python"
 
 
 def client_env(server: Server) -> dict[str, str]:
@@ -30,6 +44,12 @@ def client_env(server: Server) -> dict[str, str]:
         if not name.startswith(("E2B_", "CLOCHE_", "PYTHON"))
     }
     return kept | server.env
+
+
+def node_env(server: Server) -> dict[str, str]:
+    """Environment of a JavaScript program that uses the official client."""
+    shim = f"--require {RESOLVE / 'localhost.cjs'}"
+    return client_env(server) | {"NODE_OPTIONS": shim, "NO_UPDATE_NOTIFIER": "1"}
 
 
 def run_suite(server: Server, report: Path) -> dict[str, str]:
@@ -46,6 +66,26 @@ def run_suite(server: Server, report: Path) -> dict[str, str]:
     assert report.exists(), f"the suite did not run:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
     tree = ElementTree.parse(report)
     return {_name(case): _verdict(case) for case in tree.iter("testcase")}
+
+
+def run_node_suite(server: Server, suite: Path, folder: Path) -> dict[str, str]:
+    """Run each `*.test.mjs` once, by Node's own test runner; the folder takes the reports.
+
+    Returns:
+        For every test, by `file::name`, what went wrong; "" when nothing did.
+    """
+    assert node_packages().is_dir()
+    verdicts: dict[str, str] = {}
+    for file in sorted(suite.glob("*.test.mjs")):
+        report = folder / f"{file.name}.xml"
+        argv = ["node", "--test", "--test-reporter=junit", f"--test-reporter-destination={report}", str(file)]
+        done = subprocess.run(
+            argv, env=node_env(server), cwd=suite, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert report.exists(), f"{file.name} did not run:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        cases = ElementTree.parse(report).iter("testcase")
+        verdicts |= {f"{file.name}::{case.get('name')}": _verdict(case) for case in cases}
+    return verdicts
 
 
 def _name(case: ElementTree.Element) -> str:
