@@ -10,7 +10,10 @@ from cloche_server.node.messages import (
     CreateSandbox,
     CreateVolume,
     EndReason,
+    MetricPoint,
+    MetricsQuery,
     SandboxEnded,
+    SandboxMetrics,
     SandboxState,
     SetTimeout,
 )
@@ -40,6 +43,8 @@ class FakePlacement:
         """`create` waits for it."""
         self.asked = anyio.Event()
         """Set when `create` is called."""
+        self.points: list[MetricPoint] = []
+        """What every sandbox has used."""
         self._events: list[SandboxEnded] = []
         self._wake = anyio.Event()
         self.idle = anyio.Event()
@@ -94,6 +99,14 @@ class FakePlacement:
     async def list(self) -> Sequence[SandboxState]:
         self._fail()
         return [*self.alive.values()]
+
+    async def metrics(self, query: MetricsQuery) -> Sequence[SandboxMetrics]:
+        self._fail()
+        points = [point for point in self.points if query.start_s <= point.at_s <= query.end_s]
+        if query.only_latest:
+            points = self.points[-1:]
+        alive = [name for name in query.sandbox_ids if name in self.alive]
+        return [SandboxMetrics(name, 2, 2 << 30, 10 << 30, points) for name in alive]
 
     async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
         self._fail()

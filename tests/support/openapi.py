@@ -9,6 +9,7 @@ _ENTRY = re.compile(r'(?P<key>"[^"]*"|[^\s:{\[#][^:]*):(?:\s+(?P<value>.*))?\Z')
 _KINDS: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
+    "number": (int, float),
     "boolean": (bool,),
     "object": (dict,),
     "array": (list,),
@@ -29,6 +30,8 @@ def misfits(document: dict[str, Any], schema: dict[str, Any], value: Any, place:
     """Say where the value breaks the schema. Members that the schema does not name are misfits, too."""
     if "$ref" in schema:
         return misfits(document, resolve(document, schema), value, place)
+    if "type" not in schema:
+        return []  # anything
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if not any(isinstance(value, _KINDS[kind]) for kind in kinds) or (
         isinstance(value, bool) and "boolean" not in kinds

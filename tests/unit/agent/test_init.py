@@ -60,6 +60,18 @@ def test_metrics_have_every_field(agent: Agent) -> None:
     assert 0 < found["disk_used"] < found["disk_total"]
 
 
+def test_metrics_are_held_against_the_limits_that_init_has_told(tmp_path: Path) -> None:
+    with running_agent(tmp_path) as agent:
+        for wrong in ('{"cpuCount": "2"}', '{"cpuCount": -1}', '{"memoryMib": true}'):
+            assert agent.request("POST", "/init", wrong).status == 400
+        limits = json.dumps({"cpuCount": 3, "memoryMib": 70_000})
+        assert agent.request("POST", "/init", limits).status == 204
+        found = agent.request("GET", "/metrics").json
+        assert (found["cpu_count"], found["mem_total"]) == (3, 70_000 << 20)
+        assert 0 <= found["cpu_used_pct"] <= 100
+        assert 0 < found["mem_used"] <= found["mem_total"]
+
+
 def test_pages_of_any_origin_may_call(agent: Agent) -> None:
     flight = agent.request(
         "OPTIONS", "/process.Process/List", Access_Control_Request_Method="POST",

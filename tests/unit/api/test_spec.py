@@ -5,12 +5,14 @@ from typing import Any
 import httpx
 import pytest
 from tests.fakes.control_plane import create
+from tests.fakes.placement import FakePlacement
 from tests.support.openapi import load, misfits, resolve
 from tests.support.source import ROOT
 
 from cloche_server.api.app import routes_of
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.unserved import unserved_routes
+from cloche_server.node.messages import MetricPoint
 
 SPEC = load(ROOT / "specs" / "control_plane.yaml")
 
@@ -43,6 +45,14 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("POST", "/sandboxes/{id}/pause", {}),
     ("POST", "/sandboxes/{id}/fork", {}),
     ("POST", "/sandboxes/{id}/snapshots", {}),
+    ("GET", "/sandboxes/{id}/metrics", None),
+    ("GET", "/sandboxes/metrics", None),
+    ("GET", "/sandboxes/metrics?sandbox_ids={id}", None),
+    ("GET", "/teams/{team}/metrics", None),
+    ("GET", "/teams/{team}/metrics/max?metric=concurrent_sandboxes", None),
+    ("GET", "/events/sandboxes", None),
+    ("GET", "/events/sandboxes/{id}", None),
+    ("GET", "/snapshots", None),
     ("DELETE", "/sandboxes/{id}", None),
     ("GET", "/volumes", None),
     ("POST", "/volumes", {"name": "data"}),
@@ -60,14 +70,24 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
 @pytest.mark.anyio
 @pytest.mark.parametrize(("method", "pattern", "body"), CALLS)
 async def test_an_answer_fits_the_text(
-    client: httpx.AsyncClient, method: str, pattern: str, body: dict[str, object] | None
+    client: httpx.AsyncClient,
+    control: ControlPlane,
+    placement: FakePlacement,
+    method: str,
+    pattern: str,
+    body: dict[str, object] | None,
 ) -> None:
     made = await create(client, metadata={"a": "b"})
     volume = (await client.post("/volumes", json={"name": "other"})).json()["volumeID"]
     ids = {"templates": "base", "volumes": volume}
     path = pattern.replace("{alias}", "base").replace("{id}", ids.get(pattern.split("/")[1], made))
+    placement.points = [MetricPoint(int(control.clock.now().timestamp()), 1.0, 2, 3, 4)]
+    team = control.store.keys.list()[0][0].team_id
+    path = pattern.replace("{alias}", "base").replace("{team}", team)
+    path = path.replace("{id}", "base" if "template" in pattern else made)
     answer = await client.request(method, path, json=body)
-    written = resolve(SPEC, operation(method, pattern)["responses"][str(answer.status_code)])
+    responses = operation(method, pattern.partition("?")[0])["responses"]
+    written = resolve(SPEC, responses[str(answer.status_code)])
     if "content" not in written:
         assert answer.content == b""
     else:

@@ -183,7 +183,9 @@ def test_usage_is_read_from_either_version(split: cgroups.Hierarchy, tmp_path: P
         folder = tmp_path / name / "cloche-0" / ID
         folder.mkdir(parents=True)
         (folder / file).write_text(f"{value}\n")
-    assert cgroups.SandboxGroups(split, "cloche-0").usage(ID) == (4096, 2.5, 7)
+    stat = tmp_path / "memory" / "cloche-0" / ID / "memory.stat"
+    stat.write_text("cache 5\nrss 6\nhierarchical_memory_limit 7\ntotal_cache 1024\n")
+    assert cgroups.SandboxGroups(split, "cloche-0").usage(ID) == (4096, 2.5, 7, 1024)
 
 
 def test_usage_of_the_second_version_finds_its_field(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
@@ -191,14 +193,15 @@ def test_usage_of_the_second_version_finds_its_field(unified: cgroups.Hierarchy,
     folder.mkdir(parents=True)
     (folder / "memory.current").write_text("4096\n")
     (folder / "pids.current").write_text("7\n")
-    (folder / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\nsystem_usec 2\n")
-    assert cgroups.SandboxGroups(unified, "cloche-0").usage(ID) == (4096, 1.5, 7)
+    (folder / "cpu.stat").write_text("user_usec 1\nusage_usec 1500000\nsystem_usec 2\n")
+    (folder / "memory.stat").write_text("anon 3072\nkernel_file 5\nfile 1024\n")
+    assert cgroups.SandboxGroups(unified, "cloche-0").usage(ID) == (4096, 1.5, 7, 1024)
 
 
 @pytest.mark.parametrize("version", ["split", "unified"])
 def test_usage_of_a_sandbox_that_is_gone_is_zero(version: str, request: pytest.FixtureRequest) -> None:
     hierarchy: cgroups.Hierarchy = request.getfixturevalue(version)
-    assert cgroups.SandboxGroups(hierarchy, "cloche-0").usage(ID) == (0, 0.0, 0)
+    assert cgroups.SandboxGroups(hierarchy, "cloche-0").usage(ID) == (0, 0.0, 0, 0)
 
 
 def test_processes_are_collected_over_all_hierarchies(split: cgroups.Hierarchy, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
     ProcessService(sandbox, reaper, tasks).register(router)
     FilesystemService(sandbox).register(router)
     transfer = TransferRoutes(sandbox)
-    metrics = Metrics()
+    metrics = Metrics(sandbox)
 
     async def handle(request: Request) -> Response:
         match request.path:

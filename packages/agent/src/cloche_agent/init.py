@@ -40,6 +40,10 @@ class Sandbox:
     default_workdir: str | None = None
     sandbox_id: str = ""
     template_id: str = ""
+    cpu_count: int = 0
+    """CPUs it may use at once; 0: nobody has said."""
+    memory_bytes: int = 0
+    """Memory it may use; 0: nobody has said."""
     bound: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the first `/init`: from here on the environment is known."""
 
@@ -62,7 +66,10 @@ class Sandbox:
         variables = _variables(settings)
         user, workdir = _text(settings, "defaultUser"), _text(settings, "defaultWorkdir")
         sandbox_id, template_id = _text(settings, "sandboxId"), _text(settings, "templateId")
+        cpu_count, memory_mib = _count(settings, "cpuCount"), _count(settings, "memoryMib")
         self.token = token or self.token
+        self.cpu_count = cpu_count or self.cpu_count
+        self.memory_bytes = memory_mib << 20 or self.memory_bytes
         self.default_user = user or self.default_user
         self.default_workdir = workdir or self.default_workdir
         self.sandbox_id = sandbox_id or self.sandbox_id
@@ -78,6 +85,13 @@ def _text(settings: dict[str, object], name: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise InvalidArgument(f"not a string: {name}")
+
+
+def _count(settings: dict[str, object], name: str) -> int:
+    value = settings.get(name, 0)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31:
+        return value
+    raise InvalidArgument(f"not a count: {name}")
 
 
 def _variables(settings: dict[str, object]) -> dict[str, str] | None:

@@ -1,83 +1,96 @@
-"""GET /metrics: what the sandbox uses, as seen from inside."""
+"""GET /metrics: what the sandbox uses, as seen from inside, against the limits that the node has told.
+
+The machine's own figures in /proc are no answer: several sandboxes share them. No control group is shown
+here, so what is used is added up over the sandbox's processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_CGROUP_V2 = Path("/sys/fs/cgroup")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cloche_agent.init import Sandbox
+
 _MIB = 1 << 20
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Metrics:
     """Reads the counters; CPU use is that of the time since the last reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, sandbox: Sandbox) -> None:
         """Take the first reading of the CPU counters."""
-        self._last = _cpu_ticks()
+        self._sandbox = sandbox
+        self._last = (time.monotonic(), _cpu_s())
 
     def read(self) -> dict[str, int | float]:
         """One reading, with the names that the clients know."""
-        memory = _memory()
+        cpu_count = self._sandbox.cpu_count or len(os.sched_getaffinity(0))
+        total = self._sandbox.memory_bytes or _machine_memory_bytes()
+        used = min(_private_bytes(), total)
         disk = os.statvfs("/")
         return {
             "ts": int(time.time()),
-            "cpu_count": _cpu_count(),
-            "cpu_used_pct": self._cpu_used_pct(),
-            "mem_total": memory["total"],
-            "mem_used": memory["used"],
-            "mem_cache": memory["cache"],
-            "mem_total_mib": memory["total"] // _MIB,
-            "mem_used_mib": memory["used"] // _MIB,
+            "cpu_count": cpu_count,
+            "cpu_used_pct": self._cpu_used_pct(cpu_count),
+            "mem_total": total,
+            "mem_used": used,
+            # The cache of its files is counted by the kernel outside: the control plane's metrics tell it.
+            "mem_cache": 0,
+            "mem_total_mib": total // _MIB,
+            "mem_used_mib": used // _MIB,
             "disk_used": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,
             "disk_total": disk.f_blocks * disk.f_frsize,
         }
 
-    def _cpu_used_pct(self) -> float:
-        busy_before, all_before = self._last
-        self._last = busy, every = _cpu_ticks()
-        if every <= all_before:
+    def _cpu_used_pct(self, cpu_count: int) -> float:
+        at_before, used_before = self._last
+        self._last = at, used = (time.monotonic(), _cpu_s())
+        if at <= at_before:
             return 0.0
-        return round(100 * max(0, busy - busy_before) / (every - all_before), 2)
+        share = max(0.0, used - used_before) / ((at - at_before) * cpu_count)
+        return round(min(100.0, 100 * share), 2)
 
 
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0))
+def _cpu_s() -> float:
+    """CPU time of every process and of all that they have collected: as PID 1 nobody's is lost."""
+    ticks = 0
+    for folder in _processes():
+        # The name before the last parenthesis may hold anything; utime, stime, cutime, cstime follow.
+        fields = _text(folder / "stat").rpartition(")")[2].split()
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / _TICKS_PER_S
 
 
-def _cpu_ticks() -> tuple[int, int]:
-    """Busy and all clock ticks since boot."""
-    fields = [int(text) for text in _text(Path("/proc/stat")).partition("\n")[0].split()[1:9]]
-    if len(fields) < 5:
-        return (0, 0)
-    return (sum(fields) - fields[3] - fields[4], sum(fields))
+def _private_bytes() -> int:
+    """Memory of every process without the pages of files, which are shared."""
+    pages = 0
+    for folder in _processes():
+        fields = _text(folder / "statm").split()
+        pages += max(0, int(fields[1]) - int(fields[2])) if len(fields) > 2 else 0
+    return pages * _PAGE_BYTES
 
 
-def _memory() -> dict[str, int]:
-    """Bytes: those of the sandbox's own control group where it is shown one, else those of the machine."""
-    machine: dict[str, int] = {}
+def _processes() -> Iterator[Path]:
+    with os.scandir("/proc") as entries:
+        yield from (Path(entry.path) for entry in entries if entry.name.isdecimal())
+
+
+def _machine_memory_bytes() -> int:
     for line in _text(Path("/proc/meminfo")).splitlines():
-        name, _, rest = line.partition(":")
-        machine[name] = int(rest.split()[0]) * 1024 if rest.split() else 0
-    total = machine.get("MemTotal", 0)
-    limit, used = _text(_CGROUP_V2 / "memory.max").strip(), _text(_CGROUP_V2 / "memory.current").strip()
-    if not used.isdecimal():
-        cache = machine.get("Cached", 0) + machine.get("Buffers", 0)
-        return {"total": total, "used": total - machine.get("MemAvailable", 0), "cache": cache}
-    cache = 0
-    for line in _text(_CGROUP_V2 / "memory.stat").splitlines():
-        if line.startswith("file "):
-            cache = int(line.split()[1])
-    return {
-        "total": int(limit) if limit.isdecimal() else total,
-        "used": max(0, int(used) - cache),
-        "cache": cache,
-    }
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""

@@ -15,7 +15,10 @@ from starlette.types import ASGIApp
 from cloche_server import link
 from cloche_server.api.auth import Authenticator
 from cloche_server.api.control import ControlPlane
-from cloche_server.api.listing import NEXT_PAGE_HEADER, ListingEndpoints
+from cloche_server.api.events import EventEndpoints
+from cloche_server.api.listing import NEXT_PAGE_HEADER, TOTAL_HEADER, ListingEndpoints
+from cloche_server.api.memory import MemoryEndpoints
+from cloche_server.api.metrics import MetricsEndpoints
 from cloche_server.api.reconcile import compare_regularly, follow_node
 from cloche_server.api.routing import Call, Route, Router
 from cloche_server.api.sandboxes import SandboxEndpoints
@@ -69,7 +72,7 @@ def app_of(control: ControlPlane) -> ASGIApp:
         allow_origins=["*"],
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=[NEXT_PAGE_HEADER, "Should-Retry", "Retry-After"],
+        expose_headers=[NEXT_PAGE_HEADER, TOTAL_HEADER, "Should-Retry", "Retry-After"],
         max_age=600,
     )
 
@@ -79,6 +82,9 @@ def routes_of(control: ControlPlane) -> list[Route]:
     return [
         Route("GET", "/health", _health, public=True),
         *ListingEndpoints(control).routes(),
+        *MetricsEndpoints(control).routes(),
+        *EventEndpoints(control).routes(),
+        *MemoryEndpoints(control).routes(),
         *TemplateEndpoints(control).routes(),
         *VolumeEndpoints(control).routes(),
         *unserved_routes(),

@@ -19,6 +19,7 @@ MAX_PAGE = 100
 MAX_METADATA_PAIRS = 64
 STATES = frozenset({"running", "paused"})
 NEXT_PAGE_HEADER = "x-next-token"
+TOTAL_HEADER = "X-Total-Running"
 
 
 class ListingEndpoints:
@@ -46,17 +47,19 @@ class ListingEndpoints:
             # One more than asked for tells whether there is a next page.
             limit=limit + 1,
         )
+        running = await self._control.store.sandboxes.count_running(call.caller.team_id)
+        nothing = reply(200, [], {TOTAL_HEADER: str(running)})
         if "running" not in _states(query.state):
-            return reply(200, [])
+            return nothing
         if query.template is not None:
             try:
                 template = await self._control.templates.resolve(call.caller, query.template)
             except TemplateNotFound:
-                return reply(200, [])
+                return nothing
             listing = msgspec.structs.replace(listing, template_id=template.id)
         records = await self._control.store.sandboxes.list_running(call.caller.team_id, listing)
         page = records[:limit]
-        headers: dict[str, str] = {}
+        headers = {TOTAL_HEADER: str(running)}
         if len(records) > limit:
             headers[NEXT_PAGE_HEADER] = encode_cursor(Cursor(page[-1].started_at, page[-1].id))
         return reply(200, [listed_sandbox(record) for record in page], headers)

@@ -16,9 +16,10 @@ from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.network_options import shown_network
 from cloche_server.api.options import Options, check_options, check_timeout
+from cloche_server.api.owned import not_found, running_sandbox
 from cloche_server.api.routing import Call, Route, reply, with_body
 from cloche_server.api.volumes import resolve_mounts
-from cloche_server.ids import SandboxId, is_sandbox_id, new_access_token, new_sandbox_id
+from cloche_server.ids import new_access_token, new_sandbox_id
 from cloche_server.node.messages import CreateSandbox, SetTimeout, VolumeMount
 from cloche_server.store.sandboxes import IdempotencyClaim, SandboxRecord
 from cloche_server.store.templates import Template
@@ -28,7 +29,6 @@ from cloche_wire.errors import (
     InvalidArgument,
     SandboxNotFound,
     Unavailable,
-    UnsupportedOption,
 )
 
 CLEAN_UP_TIMEOUT_S = 10.0
@@ -58,10 +58,6 @@ class SandboxEndpoints:
             Route("POST", f"{one}/refreshes", with_body(shapes.RefreshBody, self.refresh)),
             Route("POST", f"/v2{one}/connect", connect),
             Route("POST", f"{one}/connect", with_body(shapes.SetTimeoutBody, self.connect_v1)),
-            Route("POST", f"{one}/resume", self.resume),
-            Route("POST", f"{one}/pause", self.refuse_memory),
-            Route("POST", f"{one}/fork", self.refuse_memory),
-            Route("POST", f"{one}/snapshots", self.refuse_memory),
         ]
 
     # --- create --------------------
@@ -239,47 +235,27 @@ class SandboxEndpoints:
         """`POST /sandboxes/{id}/connect`: the timeout is required."""
         return await self.connect(call, shapes.ConnectBody(body.timeout))
 
-    async def resume(self, call: Call) -> Response:
-        """`POST /sandboxes/{id}/resume`: none of ours is ever paused."""
-        record = await self._running(call)
-        raise Conflict(f"Sandbox {record.id} is already running")
-
-    async def refuse_memory(self, call: Call) -> Response:
-        """Pause, fork and snapshots need an isolation that keeps memory."""
-        record = await self._running(call)
-        verb = call.request.url.path.rpartition("/")[2]
-        raise UnsupportedOption(
-            f"{verb} is not supported: isolation '{record.isolation}' cannot keep the memory of a sandbox",
-            hint="keep the sandbox running with set_timeout, or store what matters in files",
-        )
-
     # --- shared --------------------
 
     async def _running(self, call: Call) -> SandboxRecord:
-        # Ids of the old form end in a client id behind a hyphen.
-        sandbox_id = call.params["id"].partition("-")[0]
-        if not is_sandbox_id(sandbox_id):
-            raise InvalidArgument("Invalid sandbox ID")
-        record = await self._control.store.sandboxes.get(call.caller.team_id, SandboxId(sandbox_id))
-        if record is None or record.state != "running":
-            raise _not_found(sandbox_id)
-        return record
+        return await running_sandbox(self._control, call)
 
     async def _move_end(self, record: SandboxRecord, timeout_s: int, *, only_extend: bool) -> SandboxRecord:
         try:
             state = await self._control.placement.set_timeout(SetTimeout(record.id, timeout_s, only_extend))
         except SandboxNotFound as error:
             raise await self._lost(record) from error
-        moved = await self._control.store.sandboxes.set_end(record.team_id, record.id, state.end_at)
+        now = self._control.clock.now()
+        moved = await self._control.store.sandboxes.set_end(record.team_id, record.id, state.end_at, now=now)
         if moved is None:
-            raise _not_found(record.id)
+            raise not_found(record.id)
         return moved
 
     async def _lost(self, record: SandboxRecord) -> SandboxNotFound:
         """The node does not have it: its word counts."""
         now = self._control.clock.now()
         await self._control.store.sandboxes.mark_ended(record.team_id, record.id, "lost", now)
-        return _not_found(record.id)
+        return not_found(record.id)
 
     def _sandbox(self, record: SandboxRecord) -> shapes.Sandbox:
         return shapes.Sandbox(
@@ -311,10 +287,6 @@ def listed_sandbox(record: SandboxRecord) -> shapes.ListedSandbox:
 
 def _ran(record: SandboxRecord) -> bool:
     return bool(record.isolation)
-
-
-def _not_found(sandbox_id: str) -> SandboxNotFound:
-    return SandboxNotFound(f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it")
 
 
 def _idempotency_claim(call: Call) -> IdempotencyClaim | None:

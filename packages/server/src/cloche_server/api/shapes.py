@@ -83,6 +83,44 @@ class ConnectBody(msgspec.Struct, frozen=True):
     timeout: int | UnsetType = UNSET
 
 
+class ResumeBody(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of `POST /sandboxes/{id}/resume`."""
+
+    timeout: int = 15
+    auto_pause: bool | None = None
+    memory: bool | None = None
+
+
+class PauseBody(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of `POST /sandboxes/{id}/pause`."""
+
+    memory: bool = True
+    require_healthy_guest: bool = False
+
+
+class ForkBody(msgspec.Struct, frozen=True):
+    """Body of `POST /sandboxes/{id}/fork`."""
+
+    timeout: int = 15
+    count: int = 1
+
+
+class SnapshotBody(msgspec.Struct, frozen=True):
+    """Body of `POST /sandboxes/{id}/snapshots`."""
+
+    name: str | None = None
+    memory: bool = True
+
+
+class SnapshotsQuery(msgspec.Struct, frozen=True):
+    """Query of `GET /snapshots`."""
+
+    sandbox_id: str = field(default="", name="sandboxID")
+    name: str = ""
+    limit: int = 100
+    next_token: str = field(default="", name="nextToken")
+
+
 class ListQuery(msgspec.Struct, frozen=True, rename="camel"):
     """Query of `GET /v2/sandboxes`."""
 
@@ -93,6 +131,36 @@ class ListQuery(msgspec.Struct, frozen=True, rename="camel"):
     template: str | None = None
     limit: int = 100
     next_token: str = ""
+
+
+class RangeQuery(msgspec.Struct, frozen=True):
+    """Query of `GET /sandboxes/{id}/metrics`: Unix times in seconds."""
+
+    start: int | None = None
+    end: int | None = None
+
+
+class MaxQuery(msgspec.Struct, frozen=True):
+    """Query of `GET /teams/{id}/metrics/max`."""
+
+    metric: Literal["concurrent_sandboxes", "sandbox_start_rate"]
+    start: int | None = None
+    end: int | None = None
+
+
+class ManyMetricsQuery(msgspec.Struct, frozen=True):
+    """Query of `GET /sandboxes/metrics`: ids with commas between them."""
+
+    sandbox_ids: str
+
+
+class EventsQuery(msgspec.Struct, frozen=True, rename="camel"):
+    """Query of `GET /events/sandboxes`."""
+
+    offset: int = 0
+    limit: int = 10
+    order_asc: bool = False
+    types: str = ""
 
 
 class PageQuery(msgspec.Struct, frozen=True, rename="camel"):
@@ -165,6 +233,58 @@ class VolumeAndToken(Volume, frozen=True):
     """One volume, with what opens its content."""
 
     token: str
+
+
+class SandboxMetric(msgspec.Struct, frozen=True, rename="camel"):
+    """What a sandbox used at one moment; sizes in bytes."""
+
+    timestamp: datetime
+    timestamp_unix: int
+    cpu_count: int
+    cpu_used_pct: float
+    mem_used: int
+    mem_total: int
+    mem_cache: int
+    disk_used: int
+    disk_total: int
+
+
+class LatestMetrics(msgspec.Struct, frozen=True):
+    """Answer to `GET /sandboxes/metrics`, by sandbox id."""
+
+    sandboxes: dict[str, SandboxMetric]
+
+
+class TeamMetric(msgspec.Struct, frozen=True, rename="camel"):
+    """What a team used within one step of time."""
+
+    timestamp: datetime
+    timestamp_unix: int
+    concurrent_sandboxes: int
+    sandbox_start_rate: float
+
+
+class MaxTeamMetric(msgspec.Struct, frozen=True, rename="camel"):
+    """The highest value of one of a team's metrics."""
+
+    timestamp: datetime
+    timestamp_unix: int
+    value: float
+
+
+class LifecycleEvent(msgspec.Struct, frozen=True, rename="camel"):
+    """One thing that has happened to a sandbox."""
+
+    id: str
+    type: str
+    event_data: dict[str, Any] | None
+    sandbox_build_id: str
+    sandbox_execution_id: str
+    sandbox_id: str
+    sandbox_team_id: str
+    sandbox_template_id: str
+    timestamp: datetime
+    version: str = "v1"
 
 
 class Template(msgspec.Struct, frozen=True, rename="camel"):

@@ -6,12 +6,9 @@ from cloche_server.api.routing import Call, Route
 from cloche_wire.errors import Unimplemented
 
 _PATHS = (
-    ("GET", "/sandboxes/metrics"),
-    ("GET", "/sandboxes/{id}/metrics"),
     ("GET", "/sandboxes/{id}/logs"),
     ("GET", "/v2/sandboxes/{id}/logs"),
     ("PUT", "/sandboxes/{id}/network"),
-    ("GET", "/snapshots"),
     ("POST", "/v3/templates"),
     ("POST", "/v2/templates"),
     ("POST", "/templates"),

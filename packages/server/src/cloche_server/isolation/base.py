@@ -89,8 +89,11 @@ class Usage(NamedTuple):
     """What a sandbox uses now."""
 
     memory_bytes: int
+    """All that counts against its limit, the cache of files included."""
     cpu_s: float
     pids: int
+    cache_bytes: int = 0
+    """Part of `memory_bytes` that the kernel gives up when others need it."""
 
 
 class Driver(Protocol):

@@ -70,6 +70,7 @@ class VersionOne:
             _read(self._mounts["memory"] / name / "memory.usage_in_bytes"),
             _read(cpu) / 1e9,
             _read(self._mounts["pids"] / name / "pids.current"),
+            _read_field(self._mounts["memory"] / name / "memory.stat", b"total_cache"),
         )
 
 
@@ -96,10 +97,12 @@ class VersionTwo:
     def usage(self, name: str) -> Usage:
         """See `Hierarchy.usage`."""
         folder = self._mount / name
-        cpu_us = 0
-        with contextlib.suppress(FileNotFoundError):
-            cpu_us = int((folder / "cpu.stat").read_text().split()[1])
-        return Usage(_read(folder / "memory.current"), cpu_us / 1e6, _read(folder / "pids.current"))
+        return Usage(
+            _read(folder / "memory.current"),
+            _read_field(folder / "cpu.stat", b"usage_usec") / 1e6,
+            _read(folder / "pids.current"),
+            _read_field(folder / "memory.stat", b"file"),
+        )
 
     def delegate(self) -> None:
         """Hand our controllers down from the root to the groups below (cgroup-v2, "Top-down constraint")."""
@@ -229,6 +232,25 @@ def _write(path: Path, value: str) -> None:
 
 def _read(path: Path) -> int:
     try:
-        return int(path.read_text())
-    except (FileNotFoundError, OSError):
+        return int(_content(path))
+    except (OSError, ValueError):
         return 0
+
+
+def _read_field(path: Path, name: bytes) -> int:
+    """Value of one line of a file of `name value` lines; 0 where there is none."""
+    try:
+        # With a line break before every name, no name is taken for the end of a longer one.
+        _, found, rest = (b"\n" + _content(path)).partition(b"\n" + name + b" ")
+    except OSError:
+        return 0
+    return int(rest.partition(b"\n")[0]) if found else 0
+
+
+def _content(path: Path) -> bytes:
+    # By hand, since every sandbox is asked every few seconds: a file object takes four times as long.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 16_384)
+    finally:
+        os.close(descriptor)

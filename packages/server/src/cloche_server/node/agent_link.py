@@ -25,6 +25,8 @@ class AgentInit(msgspec.Struct, frozen=True, rename="camel"):
     default_workdir: str
     sandbox_id: str
     template_id: str
+    cpu_count: int
+    memory_mib: int
 
 
 async def initialize(path: Path, body: AgentInit, *, timeout_s: float) -> None:

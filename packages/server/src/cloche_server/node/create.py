@@ -156,6 +156,8 @@ async def _build(machine: Machine, live: Live, template: _Template) -> None:
             default_workdir=template.default_workdir,
             sandbox_id=request.sandbox_id,
             template_id=request.template_id,
+            cpu_count=request.cpu_count,
+            memory_mib=request.memory_mib,
         ),
         timeout_s=machine.config.limits.start_timeout_s,
     )

@@ -6,6 +6,7 @@ Control socket (`Config.node_socket`), method -> params -> result:
     Internal kill         KillSandbox     {}               raises SandboxNotFound
     set_timeout  SetTimeout      SandboxState     raises SandboxNotFound
     list         {}              [SandboxState]   everything alive on this node
+    metrics      MetricsQuery    [SandboxMetrics] of those of the sandboxes that run
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
     watch        {}              {}, then events `ended` (SandboxEnded) on the same link until it is closed
 
@@ -94,6 +95,42 @@ class SandboxEnded(msgspec.Struct, frozen=True):
 
     sandbox_id: str
     reason: EndReason
+
+
+class MetricsQuery(msgspec.Struct, frozen=True):
+    """What these sandboxes have used; unknown ones are left out of the answer."""
+
+    sandbox_ids: list[str]
+    start_s: int = 0
+    end_s: int = 0xFFFF_FFFF
+    """Unix times, both included."""
+    only_latest: bool = False
+    """One point each, whatever the times say."""
+
+
+class MetricPoint(msgspec.Struct, frozen=True, array_like=True):
+    """What one sandbox used at one moment."""
+
+    at_s: int
+    """Unix time."""
+    cpu_used_pct: float
+    """Of all its CPUs together, since the point before."""
+    memory_used_bytes: int
+    """Without the cache."""
+    memory_cache_bytes: int
+    disk_used_bytes: int
+    """What its writable layer takes."""
+
+
+class SandboxMetrics(msgspec.Struct, frozen=True):
+    """What one sandbox may use, and has used."""
+
+    sandbox_id: str
+    cpu_count: int
+    memory_total_bytes: int
+    disk_total_bytes: int
+    """What its writable layer could grow to."""
+    points: list[MetricPoint]
 
 
 class Route(msgspec.Struct, frozen=True):

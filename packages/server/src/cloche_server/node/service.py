@@ -32,6 +32,7 @@ from cloche_server.node import (
 )
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Machine, Trash
+from cloche_server.node.metrics import Sampler
 from cloche_server.node.network import Network
 from cloche_server.node.slots import Block, BlockProbe, Slots, claim_block
 from cloche_server.node.volumes import Volumes
@@ -102,7 +103,9 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     content = link.listen(config.open_socket, owner_uid=VOLUMES_FIRST_ID)
     tasks.create_task(reaper.run(machine))
     tasks.create_task(stub.serve())
-    tasks.create_task(_serve_link(control, control_handler(machine)))
+    sampler = Sampler(machine)
+    tasks.create_task(sampler.run())
+    tasks.create_task(_serve_link(control, control_handler(machine, sampler)))
     tasks.create_task(_serve_link(edge, edge_handler(machine)))
     tasks.create_task(_serve_link(content, content_handler(machine)))
     log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
@@ -132,7 +135,7 @@ async def _serve_link(listener: socket.socket, handler: link.Handler) -> None:
 _Method = Callable[[msgspec.Raw], Awaitable[link.Answer]]
 
 
-def control_handler(machine: Machine) -> link.Handler:
+def control_handler(machine: Machine, sampler: Sampler) -> link.Handler:
     """Answers of the control socket; see `messages`."""
 
     async def create_sandbox(params: msgspec.Raw) -> link.Answer:
@@ -150,6 +153,9 @@ def control_handler(machine: Machine) -> link.Handler:
     async def list_sandboxes(_: msgspec.Raw) -> link.Answer:
         running = [live.record.public() for live in machine.live.values() if live.record.state == "running"]
         return link.Answer(running)
+
+    async def metrics(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(sampler.query(_decode(params, messages.MetricsQuery)))
 
     async def drain(_: msgspec.Raw) -> link.Answer:
         machine.draining = True
@@ -173,6 +179,7 @@ def control_handler(machine: Machine) -> link.Handler:
             "kill": kill_sandbox,
             "set_timeout": set_timeout,
             "list": list_sandboxes,
+            "metrics": metrics,
             "drain": drain,
             "watch": watch,
             "create_volume": create_volume,

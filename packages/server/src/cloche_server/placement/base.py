@@ -7,7 +7,9 @@ from cloche_server.node.messages import (
     CreateSandbox,
     CreateVolume,
     EndReason,
+    MetricsQuery,
     SandboxEnded,
+    SandboxMetrics,
     SandboxState,
     SetTimeout,
 )
@@ -76,6 +78,15 @@ class Placement(Protocol):
 
         Raises:
             Unavailable: A node does not answer, so that nobody knows what lives there.
+            DeadlineExceeded: A node takes too long.
+        """
+        ...
+
+    async def metrics(self, query: MetricsQuery) -> Sequence[SandboxMetrics]:
+        """What those of the sandboxes that run have used.
+
+        Raises:
+            Unavailable: A node does not answer.
             DeadlineExceeded: A node takes too long.
         """
         ...

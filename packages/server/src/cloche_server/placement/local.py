@@ -13,8 +13,10 @@ from cloche_server.node.messages import (
     CreateVolume,
     EndReason,
     KillSandbox,
+    MetricsQuery,
     RemoveVolume,
     SandboxEnded,
+    SandboxMetrics,
     SandboxState,
     SetTimeout,
 )
@@ -66,6 +68,11 @@ class LocalPlacement:
     async def list(self) -> Sequence[SandboxState]:
         """See `base.Placement.list`."""
         return await _call(self._nodes[0], "list", {}, tuple[SandboxState, ...], timeout_s=CALL_TIMEOUT_S)
+
+    async def metrics(self, query: MetricsQuery) -> Sequence[SandboxMetrics]:
+        """See `base.Placement.metrics`."""
+        answer = tuple[SandboxMetrics, ...]
+        return await _call(self._nodes[0], "metrics", query, answer, timeout_s=CALL_TIMEOUT_S)
 
     async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
         """See `base.Placement.watch`."""

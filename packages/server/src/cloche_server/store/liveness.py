@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, delete, select
 
+from cloche_server.store.events import forget_events
 from cloche_server.store.sandboxes import ALIVE, State, end_rows
 from cloche_server.store.schema import sandboxes
 from cloche_server.store.session import Database
@@ -40,10 +41,11 @@ class Liveness:
         return await self._database.write(work) if ids else 0
 
     async def forget_ended(self, now: datetime) -> None:
-        """Drop rows of sandboxes that ended long ago."""
+        """Drop rows of sandboxes that ended long ago, and events as old."""
 
         def work(connection: Connection) -> None:
             old = sandboxes.c.ended_at < now - ENDED_ROWS_LIFE
             connection.execute(delete(sandboxes).where(sandboxes.c.state == "ended", old))
+            forget_events(connection, now - ENDED_ROWS_LIFE)
 
         await self._database.write(work)

@@ -1,13 +1,26 @@
 """Sandboxes, always of one team: in every WHERE, so that a foreign id is as good as an unknown one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from cloche_server.ids import BuildId, SandboxId, TeamId, TemplateId
+from cloche_server.store.events import Subject, note_event, note_update
 from cloche_server.store.schema import idempotency, sandboxes
 from cloche_server.store.session import Database
 from cloche_server.store.templates import count_spawn
@@ -146,6 +159,8 @@ class Sandboxes:
                 return None
             record = SandboxRecord(**row)
             count_spawn(connection, team, record.template_id, started_at)
+            asked = {"sandbox_metadata": record.metadata} if record.metadata else {}
+            note_event(connection, _subject(row), "created", asked, started_at)
             return record
 
         return await self._database.write(work)
@@ -173,10 +188,34 @@ class Sandboxes:
 
         return await self._database.read(work)
 
-    async def set_end(self, team: TeamId, sandbox: SandboxId, end_at: datetime) -> SandboxRecord | None:
+    async def running_of(self, ids: Collection[SandboxId], team: TeamId) -> Sequence[SandboxId]:
+        """Those of the sandboxes that are the team's and run."""
+
+        def work(connection: Connection) -> Sequence[SandboxId]:
+            mine = and_(sandboxes.c.team_id == team, sandboxes.c.state == "running")
+            rows = connection.execute(select(sandboxes.c.id).where(mine, sandboxes.c.id.in_(ids)))
+            return [SandboxId(row.id) for row in rows]
+
+        return await self._database.read(work)
+
+    async def count_running(self, team: TeamId) -> int:
+        """How many sandboxes of the team run."""
+
+        def work(connection: Connection) -> int:
+            mine = and_(sandboxes.c.team_id == team, sandboxes.c.state == "running")
+            return connection.execute(select(func.count()).select_from(sandboxes).where(mine)).scalar_one()
+
+        return await self._database.read(work)
+
+    async def set_end(
+        self, team: TeamId, sandbox: SandboxId, end_at: datetime, *, now: datetime
+    ) -> SandboxRecord | None:
         """Note the end time the node has set. None when it does not run any more."""
 
         def work(connection: Connection) -> SandboxRecord | None:
+            before = connection.execute(
+                select(sandboxes.c.end_at).where(_is(team, sandbox))
+            ).scalar_one_or_none()
             row = (
                 connection.execute(
                     update(sandboxes)
@@ -187,6 +226,8 @@ class Sandboxes:
                 .mappings()
                 .one_or_none()
             )
+            if row is not None and before != end_at:
+                note_update(connection, _subject(row), {"set_timeout": end_at.isoformat()}, now)
             return None if row is None else SandboxRecord(**row)
 
         return await self._database.write(work)
@@ -207,12 +248,32 @@ def end_rows(connection: Connection, which: ColumnElement[bool], reason: str, at
     """
     never_ran = select(sandboxes.c.id).where(which, sandboxes.c.state == "creating")
     connection.execute(delete(idempotency).where(idempotency.c.sandbox_id.in_(never_ran)))
-    result = connection.execute(
+    rows = connection.execute(
         update(sandboxes)
         .where(which, sandboxes.c.state.in_(ALIVE))
         .values(state="ended", end_reason=reason, ended_at=at, access_token="", traffic_token=None)
-    )
-    return result.rowcount
+        .returning(sandboxes)
+    ).mappings()
+    ended = [*rows]
+    for row in ended:
+        if row["isolation"]:  # it ran
+            note_event(connection, _subject(row), "killed", _life(row), at)
+    return len(ended)
+
+
+def _subject(row: RowMapping) -> Subject:
+    return Subject(row["team_id"], row["id"], row["template_id"], row["build_id"])
+
+
+def _life(row: RowMapping) -> dict[str, Any]:
+    lived_s = max((row["ended_at"] - row["started_at"]).total_seconds(), 0.0)
+    execution = {
+        "started_at": row["started_at"].isoformat(),
+        "vcpu_count": row["cpu_count"],
+        "memory_mb": row["memory_mib"],
+        "execution_time": round(1000 * lived_s),
+    }
+    return {"reason": row["end_reason"], "execution": execution}
 
 
 def _is(team: TeamId, sandbox: SandboxId) -> ColumnElement[bool]:

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from cloche_server.store.events import Events
 from cloche_server.store.keys import Keys
 from cloche_server.store.liveness import Liveness
 from cloche_server.store.sandboxes import Sandboxes
 from cloche_server.store.session import Database, prepare_file
+from cloche_server.store.team_load import TeamLoad
 from cloche_server.store.templates import Templates
 from cloche_server.store.volumes import Volumes
 
@@ -20,6 +22,8 @@ class Store(NamedTuple):
     sandboxes: Sandboxes
     volumes: Volumes
     liveness: Liveness
+    events: Events
+    team_load: TeamLoad
 
     @classmethod
     def open(cls, path: Path, *, owner_uid: int) -> Self:
@@ -42,6 +46,8 @@ class Store(NamedTuple):
             Sandboxes(database),
             Volumes(database),
             Liveness(database),
+            Events(database),
+            TeamLoad(database),
         )
 
     def close(self) -> None:
