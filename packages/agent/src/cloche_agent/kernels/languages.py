@@ -54,7 +54,25 @@ PYTHON = Language(
     is_listed_at_boot=True,
 )
 
-LANGUAGES = (PYTHON,)
+_NODE = ("node", "--expose-internals", f"{_KERNELS}/javascript_kernel/main.js")
+"""Node's own parser is among its internal modules."""
+
+JAVASCRIPT = Language(
+    "javascript",
+    (*_NODE, "javascript"),
+    "code in JavaScript needs Node.js >= 18 in the template",
+    ("js",),
+    is_listed_at_boot=True,
+)
+TYPESCRIPT = Language(
+    "typescript",
+    (*_NODE, "typescript"),
+    "code in TypeScript needs Node.js in the template: >= 22.13, or >= 18 and the npm package "
+    "@swc/wasm-typescript, installed globally",
+    ("ts",),
+)
+
+LANGUAGES = (PYTHON, JAVASCRIPT, TYPESCRIPT)
 
 _BY_NAME = {name: language for language in LANGUAGES for name in (language.name, *language.aliases)}
 
