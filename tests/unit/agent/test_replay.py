@@ -96,6 +96,15 @@ def test_offset_that_is_none_is_refused(agent: Agent, printer: int, offset: str)
         list(stream)
 
 
+def test_of_a_piece_larger_than_the_share_its_end_is_kept() -> None:
+    history = History()
+    history.limit(20_000)
+    for letter in b"abc":
+        history.add(bytes, bytes([letter]) * 90_000)
+    assert (history.begin, history.end) == (260_256, 270_000)
+    assert b"".join(history.frames(0)) == b"c" * 9_744
+
+
 def test_output_byte_by_byte_costs_no_more_than_its_limit() -> None:
     kinds = (bytes, lambda piece: b"!" + piece)
     tracemalloc.start()

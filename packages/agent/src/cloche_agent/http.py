@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READ_AHEAD_BYTES = 256 * 1024
-_WRITE_AHEAD_BYTES = 512 * 1024
+_WRITE_AHEAD_BYTES = 64 * 1024
 _LARGEST_HEAD_BYTES = 64 * 1024
 _DISCARD_S = 10.0
 """How long the rest of a request body is read and dropped after an early answer, so that the peer sees the

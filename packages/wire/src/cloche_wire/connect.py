@@ -113,9 +113,14 @@ class Envelope:
         return bool(self.flags & FLAG_END_STREAM)
 
 
+def encode_header(flags: int, size: int) -> bytes:
+    """Return what stands before a message of `size` bytes."""
+    return _HEADER.pack(flags, size)
+
+
 def encode_envelope(flags: int, data: bytes) -> bytes:
     """Return one framed message."""
-    return _HEADER.pack(flags, len(data)) + data
+    return encode_header(flags, len(data)) + data
 
 
 class EnvelopeDecoder:

@@ -78,9 +78,18 @@ class History:
 
     def _trim(self) -> None:
         while self._size > self._limit:
-            _, piece = self._pieces.popleft()
+            frame, piece = self._pieces.popleft()
             self._size -= len(piece) + _OVERHEAD_BYTES
             self.begin += len(piece)
+            room = self._limit // 2 - self._size - _OVERHEAD_BYTES
+            if room > 0:
+                self._keep_end(frame, piece[-room:])
+
+    def _keep_end(self, frame: Callable[[bytes], bytes], end: bytes | bytearray) -> None:
+        """Put back the end of a piece that is as large as a good part of the limit."""
+        self._pieces.appendleft((frame, end))
+        self._size += len(end) + _OVERHEAD_BYTES
+        self.begin -= len(end)
 
 
 def share(histories: Iterable[History]) -> None:

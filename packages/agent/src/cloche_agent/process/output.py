@@ -8,6 +8,7 @@ listens, output is read and dropped, so that a process that is left running neve
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections import deque
 from typing import TYPE_CHECKING
@@ -17,8 +18,14 @@ from cloche_agent.process.history import History
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_HIGH_BYTES = 1 << 20
-_LOW_BYTES = 1 << 18
+PIPE_BYTES = 64 * 1024
+"""What a pipe holds."""
+_WIDE_PIPE_BYTES = 256 * 1024
+_WIDE_PIECE_BYTES = 96 * 1024
+_HIGH_BYTES = 384 * 1024
+"""Two of the largest frames. Twice as much only means that frames leave the processor's cache before they are
+sent."""
+_LOW_BYTES = 128 * 1024
 _BATCH_BYTES = 256 * 1024
 
 
@@ -106,12 +113,14 @@ class Output:
 
         Args:
             descriptor: Read until its end.
-            piece_bytes: Largest piece.
+            piece_bytes: Largest piece. Where this is `PIPE_BYTES` and the pipe is found full, pipe and pieces
+                become larger: fewer of them cost less.
             frame: Makes the frame that listeners get out of a piece.
             close: Close the descriptor at its end. Not for a terminal, which is written to as well.
         """
 
         def read() -> None:
+            nonlocal piece_bytes
             try:
                 piece = os.read(descriptor, piece_bytes)
             except BlockingIOError:
@@ -121,6 +130,8 @@ class Output:
             if not piece:
                 self._finish(descriptor, close=close)
                 return
+            if len(piece) == piece_bytes == PIPE_BYTES:
+                piece_bytes = _widen(descriptor)
             self.pieces_read += 1
             self.history.add(frame, piece)
             if self._subscribers:
@@ -180,3 +191,15 @@ class Output:
             os.close(descriptor)
         if not self._sources:
             self._closed.set()
+
+
+def _widen(descriptor: int) -> int:
+    """Make room in a pipe that its program fills faster than we read; the size of pieces from now on.
+
+    Only then, and not for every pipe: the kernel lets one user have 64 MiB of them, then pipes of 8 KiB only.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _WIDE_PIPE_BYTES)
+    except OSError:
+        return PIPE_BYTES
+    return _WIDE_PIECE_BYTES

@@ -9,7 +9,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from cloche_agent.process import terminal
-from cloche_agent.process.output import Output
+from cloche_agent.process.output import PIPE_BYTES, Output
 from cloche_agent.rpc import frame
 from cloche_wire import connect
 from cloche_wire.errors import Internal, InvalidArgument, NotFound
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from cloche_agent.process.spawn import Reaper
 
-_PIPE_PIECE_BYTES = 32 * 1024
 _TERMINAL_PIECE_BYTES = 16 * 1024
 _SILENCE_S = 2.0
 """How long the output must be silent, after the process ended, to take it that only something left running
@@ -52,7 +51,9 @@ def _data_framer(kind: str) -> Callable[[bytes], bytes]:
     before, after = before + b'"', b'"' + after
 
     def make(piece: bytes) -> bytes:
-        return connect.encode_envelope(0, before + binascii.b2a_base64(piece, newline=False) + after)
+        text = binascii.b2a_base64(piece, newline=False)
+        header = connect.encode_header(0, len(before) + len(text) + len(after))
+        return b"".join((header, before, text, after))
 
     return make
 
@@ -96,8 +97,8 @@ class RunningProcess:
 
     def read_from(self, stdout: int, stderr: int) -> None:
         """Take over the readable ends of its output pipes, which are set not to block."""
-        self.output.add(stdout, _PIPE_PIECE_BYTES, stdout_frame)
-        self.output.add(stderr, _PIPE_PIECE_BYTES, stderr_frame)
+        self.output.add(stdout, PIPE_BYTES, stdout_frame)
+        self.output.add(stderr, PIPE_BYTES, stderr_frame)
 
     def kill_at(self, deadline: float) -> None:
         """Kill it at that time of the event loop, whether or not anybody still listens."""
