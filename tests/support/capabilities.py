@@ -79,6 +79,12 @@ def _cgroup() -> str | None:
     return None
 
 
+def _loop() -> str | None:
+    if not Path("/dev/loop-control").exists():
+        return "no loop devices"
+    return _command("mkfs.ext4")()
+
+
 def _internet() -> str | None:
     # Through the ordinary client, so that whatever index and proxy the machine is set up with is what counts.
     with tempfile.TemporaryDirectory() as folder:
@@ -132,6 +138,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "overlay": _overlay,
     "idmap": _idmap,
     "cgroup": _cgroup,
+    "loop": _loop,
     "internet": _internet,
     "template": _template(recipe.NAME),
     "polyglot": _template("polyglot"),

@@ -1,7 +1,8 @@
 """What sandboxes can leave behind on this machine, counted from the outside.
 
 Everything is found by what it is, not by the server's own books: processes by the user they run as,
-cgroups, interfaces and firewall rules by their names, mounts in any process's view, folders on disk.
+cgroups, interfaces and firewall rules by their names, mounts in any process's view, folders on disk, loop
+devices by the files behind them.
 Nothing that belongs to the server itself counts: it may be running before, after and meanwhile. Of several
 servers on one machine only those of this session count, told apart by their blocks.
 """
@@ -34,6 +35,7 @@ class Census(NamedTuple):
     rules: frozenset[str]
     mounts: frozenset[str]
     folders: frozenset[str]
+    loops: frozenset[str]
 
     def beyond(self, before: "Census") -> dict[str, list[str]]:
         """What is here and was not there before."""
@@ -54,7 +56,18 @@ def count(states: Iterable[Path] = ()) -> Census:
         rules=frozenset(_rules()),
         mounts=frozenset(_mounts()),
         folders=frozenset(str(path) for state in states for path in state.glob("sandboxes/*")),
+        loops=frozenset(loops(states)),
     )
+
+
+def loops(states: Iterable[Path]) -> Iterator[str]:
+    """Loop devices with an image of a volume below one of these state folders."""
+    folders = [f"{state}/" for state in states]
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            image = entry.read_text().strip()
+            if any(folder in image for folder in folders):
+                yield f"{entry.parent.parent.name}: {image}"
 
 
 def watch(state: Path) -> int:

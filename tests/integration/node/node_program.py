@@ -16,12 +16,14 @@ from typing import Any
 import msgspec
 
 from cloche_server.config import Config
+from cloche_server.isolation import loop_image
 from cloche_server.isolation.container.driver import ContainerDriver
 from cloche_server.node import agent_link, create, runtime_tree, service
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Trash
 from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
+from cloche_server.node.volumes import Volumes
 
 STEPS: dict[str, tuple[Any, str]] = {
     "journal.write": (Journal, "write"),
@@ -34,6 +36,9 @@ STEPS: dict[str, tuple[Any, str]] = {
     "initialize": (agent_link, "initialize"),
     "destroy": (ContainerDriver, "destroy"),
     "trash": (Trash, "put"),
+    "volume.image": (loop_image, "make"),
+    "volume.make": (Volumes, "_make"),
+    "volume.mount": (Volumes, "mount"),
 }
 
 

@@ -23,7 +23,8 @@ _PROBES_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 3
 _LEAST_PYTHON = (3, 11)
 
-CONTAINER = ("linux", "root", "crun", "nft", *probes.PROBES)
+_VOLUMES = "volumes"
+CONTAINER = ("linux", "root", "crun", "nft", *(name for name in probes.PROBES if name != _VOLUMES))
 """What the `container` driver cannot do without."""
 
 _HINTS = {
@@ -34,6 +35,7 @@ _HINTS = {
     "veth": "load the kernel module: modprobe veth",
     "nft_nat": "load the kernel modules: modprobe nft_masq nft_chain_nat",
     "seccomp": "needs a kernel with CONFIG_SECCOMP_FILTER",
+    _VOLUMES: "modprobe loop; apt-get install e2fsprogs; or volumes without limits: volumes.quota = 'none'",
 }
 
 

@@ -1,4 +1,4 @@
-"""Tries what the `container` driver asks of the kernel; prints JSON.
+"""Tries what the `container` driver and volumes ask of the kernel; prints JSON.
 
 `python -m cloche_server.cli.probes [NAME ...]`, run by `checks` as root in mount, network and pid namespaces
 of its own, so that nothing of it outlives the process. What a probe raises is why the machine cannot do it.
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cloche_server.isolation import cgroups, syscalls
+from cloche_server.isolation import cgroups, loop_image, syscalls
 
 _PROBE_ID = 0x1000_0000
 _IDS = 65_536
@@ -82,6 +82,15 @@ def seccomp() -> str:
     return "filters"
 
 
+def volumes() -> str:
+    """Make a small file system in a file and mount it through a loop device, which goes with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image"
+        loop_image.make(image, 8 << 20, 64, preallocate=False)
+        os.close(loop_image.mount(image))
+    return "loop devices and mkfs.ext4"
+
+
 PROBES: dict[str, Callable[[], str]] = {
     "user_namespaces": user_namespaces,
     "overlay": overlay,
@@ -90,6 +99,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "veth": veth,
     "nft_nat": nft_nat,
     "seccomp": seccomp,
+    "volumes": volumes,
 }
 
 
