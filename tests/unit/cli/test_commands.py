@@ -135,6 +135,17 @@ def test_start_on_a_full_disk_says_so_and_makes_nothing(
     assert not (tmp_path / "state").exists()
 
 
+def test_a_state_folder_too_deep_for_sockets_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each create failed with status 500 instead."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(prepare.shutil, "which", lambda name: name)
+    with pytest.raises(InvalidArgument, match="bytes too long") as caught:
+        prepare.check_machine(Config(state=str(tmp_path / ("deep" * 25))))
+    assert caught.value.hint is not None
+
+
 def test_isolation_is_settled_once_and_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     healthy = [checks.Check(name, True, "") for name in checks.CONTAINER]
     monkeypatch.setattr(checks, "run", lambda *_, **__: healthy)

@@ -13,9 +13,10 @@ from cloche_server import disk_space
 from cloche_server.cli import checks
 from cloche_server.config import API_UID
 from cloche_server.edge import tls
+from cloche_server.ids import new_sandbox_id
 from cloche_server.node.journal import Journal
 from cloche_server.templates import builder, host_settings, recipe, superseded
-from cloche_wire.errors import PermissionDenied, Unavailable, UnsupportedOption
+from cloche_wire.errors import InvalidArgument, PermissionDenied, Unavailable, UnsupportedOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ NEEDED_BYTES = 512 * 1024**2
 
 _TOOLS = {"crun": "crun", "nft": "nftables"}
 """Programs that the `container` driver and its network run, and the Debian packages they come in."""
+_MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
 _ISOLATION_FILE = "isolation"
 _DRIVERS = ("container",)
 """Drivers for real use, strongest first."""
@@ -40,6 +42,7 @@ def check_machine(config: Config) -> None:
         Unavailable: Not Linux, or a program is missing.
         PermissionDenied: Not root.
         NotEnoughSpace: The disk is too full.
+        InvalidArgument: The state folder's path is too long for the sockets below it.
     """
     if sys.platform != "linux":
         raise Unavailable(f"cloche runs on Linux only: {sys.platform}")
@@ -49,6 +52,12 @@ def check_machine(config: Config) -> None:
         if shutil.which(program) is None:
             raise Unavailable(f"not installed: {program}", hint=f"apt-get install {package}")
     disk_space.require(config.state_dir, NEEDED_BYTES, "the server")
+    longest = len(os.fsencode(config.run_dir)) + len(f"/agents/{new_sandbox_id()}/envd.sock")
+    if longest > _MAX_SOCKET_PATH:
+        raise InvalidArgument(
+            f"the state folder is {longest - _MAX_SOCKET_PATH} bytes too long: {config.state_dir}",
+            hint="sockets lie below it, and the path of a Unix socket has at most 107 bytes",
+        )
 
 
 def make_folders(config: Config) -> None:

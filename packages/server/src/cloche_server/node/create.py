@@ -30,7 +30,6 @@ from cloche_wire.errors import (
     Unavailable,
 )
 
-_MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
 _BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
 _AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -184,8 +183,6 @@ def _listen(folder: Path) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     for name in ("envd.sock", "run.sock"):
         path = folder / name
-        if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-            raise Internal(f"the path of a socket is too long: {path}", hint="choose a shorter state folder")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         listener.bind(str(path))
         path.chmod(0o600)
