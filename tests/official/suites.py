@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 from tests.official import trees
 from tests.official.trees import Trees
-from tests.support.official import client_env
+from tests.support.official import resolving_env
 from tests.support.server import Server
 from tests.support.source import ROOT
 
 ENVIRONMENT = ROOT / ".venv-official"
 NODE = ENVIRONMENT / "node"
-RESOLVE = ROOT / "tests" / "support" / "resolve"
 LIMIT_S = 1200
 
 
@@ -139,15 +138,12 @@ def run(asked: Run) -> str | None:
 
 
 def _environment(asked: Run) -> dict[str, str]:
-    kept = client_env(asked.server)
+    kept = resolving_env(asked.server)
     home = asked.log.parent / "home"
     home.mkdir(exist_ok=True)
     return kept | {
         "HOME": str(home),  # the command line keeps a file there
-        "PYTHONPATH": str(RESOLVE),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "NODE_OPTIONS": f"--require {RESOLVE / 'localhost.cjs'}",
-        "NO_UPDATE_NOTIFIER": "1",
         "E2B_TESTS_TEMPLATE": asked.interpreter_template,
         "E2B_CLI_BACKEND_TEMPLATE_ID": "base",
         "E2B_PIPE_TEMPLATE_ID": "base",

@@ -6,14 +6,15 @@ from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
+from cloche_server.cli import tls
 from tests.support.server import Server
 from tests.support.source import ROOT
 
 PROJECT = ROOT / "tests" / "compat" / "e2b_python"
 ENVIRONMENT = ROOT / ".venv-compat"
 NODE_PROJECT = ROOT / "tests" / "compat" / "e2b_js"
-RESOLVE = Path(__file__).parent / "resolve"
-"""Makes names below localhost lead to this machine, for clients whose resolver does not."""
+RESOLUTION = Path(tls.__file__).with_name("name_resolution")
+"""What `cloche tls init` puts before a user's programs where names below localhost do not resolve."""
 
 
 @cache
@@ -46,10 +47,15 @@ def client_env(server: Server) -> dict[str, str]:
     return kept | server.env
 
 
-def node_env(server: Server) -> dict[str, str]:
-    """Environment of a JavaScript program that uses the official client."""
-    shim = f"--require {RESOLVE / 'localhost.cjs'}"
-    return client_env(server) | {"NODE_OPTIONS": shim, "NO_UPDATE_NOTIFIER": "1"}
+def resolving_env(server: Server) -> dict[str, str]:
+    """The same for one that opens `https://` and the name of a port, as `cloche tls init` prints it."""
+    host = server.env["E2B_DOMAIN"].partition(":")[0]
+    return client_env(server) | {
+        "CLOCHE_RESOLVE": f"{host}=127.0.0.1",
+        "PYTHONPATH": str(RESOLUTION),
+        "NODE_OPTIONS": f"--require={RESOLUTION / 'resolve.cjs'}",
+        "NO_UPDATE_NOTIFIER": "1",
+    }
 
 
 def run_suite(server: Server, report: Path) -> dict[str, str]:
@@ -80,7 +86,13 @@ def run_node_suite(server: Server, suite: Path, folder: Path) -> dict[str, str]:
         report = folder / f"{file.name}.xml"
         argv = ["node", "--test", "--test-reporter=junit", f"--test-reporter-destination={report}", str(file)]
         done = subprocess.run(
-            argv, env=node_env(server), cwd=suite, capture_output=True, text=True, timeout=300, check=False
+            argv,
+            env=resolving_env(server),
+            cwd=suite,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert report.exists(), f"{file.name} did not run:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
         cases = ElementTree.parse(report).iter("testcase")

@@ -21,7 +21,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 def cli(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """Call the program with these arguments; it finds the server by its environment alone."""
     program = official.node_packages() / "@e2b" / "cli" / "dist" / "index.js"
-    env = official.node_env(server) | {"HOME": str(tmp_path_factory.mktemp("home"))}
+    env = official.resolving_env(server) | {"HOME": str(tmp_path_factory.mktemp("home"))}
 
     def call(*argv: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
