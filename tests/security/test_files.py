@@ -6,8 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support.fixtures import NEEDS_A_SERVER
+from tests.support import inside
+from tests.support.fixtures import NEEDS_A_SERVER, MakeSandbox
 from tests.support.server import Server
+
+from cloche.errors import InvalidArgument, NotFound, PermissionDenied
 
 pytestmark = NEEDS_A_SERVER
 
@@ -86,3 +89,35 @@ def test_special_files_do_not_hang_the_agent(server: Server, made: dict[str, str
     for path in ("/dev/zero", "/tmp"):
         assert 400 <= files(server, made, "GET", path).status_code < 500
     assert files(server, made, "GET", "/etc/hostname").status_code == 200  # twin
+
+
+SWAPPER = """
+import os
+os.mkdir("/home/user/plain")
+os.symlink("/etc", "/home/user/link")
+os.rename("/home/user/plain", "/home/user/d")
+print("swapping", flush=True)
+while True:
+    for first, second in (("d", "plain"), ("link", "d"), ("d", "link"), ("plain", "d")):
+        os.rename(f"/home/user/{first}", f"/home/user/{second}")
+"""
+
+
+def test_no_link_that_is_swapped_in_lends_the_rights_of_root(server: Server, sandboxes: MakeSandbox) -> None:
+    """Battery 61: a folder and a link to /etc take turns under one name; the user writes as the user."""
+    sandbox = sandboxes()
+    sandbox.files.write("/tmp/swapper.py", SWAPPER)
+    swapping = sandbox.commands.run("python3 /tmp/swapper.py", background=True, timeout=0)
+    assert next(iter(swapping)).stdout == "swapping\n"
+    outcomes: set[str] = set()
+    for _ in range(300):
+        try:
+            sandbox.files.write("/home/user/d/x", "as user")
+            outcomes.add("written")
+        except (PermissionDenied, NotFound, InvalidArgument) as refused:
+            outcomes.add(type(refused).__name__)
+    swapping.kill()
+    assert "written" in outcomes  # twin
+    assert "PermissionDenied" in outcomes, "the race was never met"
+    assert inside.root(sandbox, "ls /etc/x").code != 0
+    assert inside.root(sandbox, "find /etc -newer /tmp/swapper.py -type f").out == ""

@@ -174,6 +174,22 @@ def test_what_came_into_a_new_folder_before_it_was_watched_is_told(agent: Agent,
     _call(agent, "RemoveWatcher", **watcher)
 
 
+def test_folder_that_was_made_while_events_were_lost_is_watched(agent: Agent, tmp_path: Path) -> None:
+    watcher = {"watcherId": _call(agent, "CreateWatcher", path=tmp_path, recursive=True).json["watcherId"]}
+    queue = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    (tmp_path / "x").touch()
+    os.kill(agent.pid, signal.SIGSTOP)
+    for mode in range(queue + 1):  # equal events one after the other count once
+        (tmp_path / "x").chmod(0o600 + mode % 2)
+        (tmp_path / "y").touch()
+    (tmp_path / "new").mkdir()
+    os.kill(agent.pid, signal.SIGCONT)
+    assert ("new", "CREATE") not in _events(agent, watcher)
+    (tmp_path / "new" / "file").touch()
+    assert ("new/file", "CREATE") in _events(agent, watcher)
+    _call(agent, "RemoveWatcher", **watcher)
+
+
 def test_folder_that_moves_is_watched_under_its_new_name_or_no_more(agent: Agent, tmp_path: Path) -> None:
     (tmp_path / "root" / "a" / "deep").mkdir(parents=True)
     watcher = {

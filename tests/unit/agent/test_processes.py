@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.agent.running_agent import Agent, Stream, StreamError
+from tests.unit.agent.running_agent import TOKEN, Agent, Stream, StreamError
+
+from cloche_wire import connect
 
 MISSING = "no such file or directory"
 NULL_BYTE = "null byte in the command, its folder or its environment"
@@ -265,3 +268,115 @@ def test_unary_call_may_be_packed(agent: Agent) -> None:
         "POST", "/process.Process/List", body, Content_Type="application/json", Content_Encoding="gzip"
     )
     assert answer.status == 200
+
+
+class _OpenInput:
+    """A StreamInput call whose side stays open until `end`."""
+
+    def __init__(self, agent: Agent, pid: int, **headers: str) -> None:
+        self._connection = agent.connection()
+        self._connection.putrequest("POST", "/process.Process/StreamInput")
+        fields = {
+            "Content-Type": connect.STREAM_JSON,
+            "X-Access-Token": TOKEN,
+            "Transfer-Encoding": "chunked",
+        }
+        for name, value in {**fields, **headers}.items():
+            self._connection.putheader(name.replace("_", "-"), value)
+        self._connection.endheaders()
+        self.send({"start": {"process": {"pid": pid}}})
+
+    def send(self, message: dict[str, Any]) -> None:
+        envelope = connect.encode_envelope(0, json.dumps(message).encode())
+        self._connection.send(b"%x\r\n%b\r\n" % (len(envelope), envelope))
+
+    def answer(self) -> Stream:
+        return Stream(self._connection, self._connection.getresponse())
+
+    def end(self) -> Stream:
+        self._connection.send(b"0\r\n\r\n")
+        return self.answer()
+
+
+def test_streamed_input_arrives_piece_by_piece(agent: Agent) -> None:
+    stream = agent.start("cat", stdin=True)
+    pid = _pid(stream)
+    output = iter(stream)
+    feeding = _OpenInput(agent, pid)
+    for piece in (b"one", b"two"):
+        feeding.send({"keepalive": {}})
+        feeding.send({"data": {"input": _input(pid, stdin=piece)["input"]}})
+        assert base64.b64decode(next(output)["event"]["data"]["stdout"]) == piece
+    with contextlib.closing(feeding.end()) as answer:
+        assert list(answer) == [{}]
+    agent.call("process.Process/CloseStdin", {"process": {"pid": pid}})
+    _drain(stream)
+
+
+def test_streamed_input_ends_at_its_deadline(agent: Agent) -> None:
+    stream = agent.start("cat", stdin=True)
+    pid = _pid(stream)
+    feeding = _OpenInput(agent, pid, Connect_Timeout_Ms="300")
+    with (
+        contextlib.closing(feeding.answer()) as answer,
+        pytest.raises(StreamError, match="deadline_exceeded"),
+    ):
+        list(answer)
+    agent.call("process.Process/CloseStdin", {"process": {"pid": pid}})
+    _drain(stream)
+
+
+def test_streamed_input_for_a_process_that_has_ended_is_an_error(agent: Agent) -> None:
+    stream = agent.start("sh", "-c", "read line", stdin=True)
+    pid = _pid(stream)
+    feeding = _OpenInput(agent, pid)
+    feeding.send({"data": {"input": _input(pid, stdin=b"end\n")["input"]}})
+    _drain(stream)
+    feeding.send({"data": {"input": _input(pid, stdin=b"late")["input"]}})
+    with contextlib.closing(feeding.answer()) as answer, pytest.raises(StreamError, match="internal: stdin"):
+        list(answer)
+
+
+def test_following_ends_at_its_deadline_and_the_process_goes_on(agent: Agent) -> None:
+    stream = agent.start("sleep", "20")
+    pid = _pid(stream)
+    follower = agent.stream(
+        "process.Process/Connect", {"process": {"pid": pid}}, **{"Connect-Timeout-Ms": "200"}
+    )
+    with contextlib.closing(follower), pytest.raises(StreamError, match="deadline_exceeded"):
+        list(follower)
+    assert (
+        agent.call("process.Process/SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGTERM"}).status
+        == 200
+    )
+    _drain(stream)
+
+
+def test_unary_call_ends_at_its_deadline(agent: Agent) -> None:
+    """The pipe of a process that does not read fills up."""
+    stream = agent.start("sleep", "20", stdin=True)
+    pid = _pid(stream)
+    much = _input(pid, stdin=bytes(1 << 20))
+    answer = agent.call("process.Process/SendInput", much, Connect_Timeout_Ms="200")
+    assert (answer.status, answer.json["code"]) == (504, "deadline_exceeded")
+    agent.call("process.Process/SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
+    _drain(stream)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Connect-Timeout-Ms": "soon"}, "invalid_argument"),
+        ({"Connect-Timeout-Ms": "-1"}, "invalid_argument"),
+        ({"Authorization": "Basic !"}, "unauthenticated"),
+    ],
+)
+def test_bad_header_of_a_streaming_call_is_told_in_its_stream(
+    agent: Agent, headers: dict[str, str], code: str
+) -> None:
+    """Clients read the codes of streams from the last envelope only."""
+    with (
+        contextlib.closing(agent.start("true", headers=headers)) as stream,
+        pytest.raises(StreamError, match=code),
+    ):
+        list(stream)

@@ -133,7 +133,8 @@ class Router:
         try:
             call = _call(request)
         except ClocheError as error:
-            return _unary_error(error)
+            is_stream = _content_type(request) == connect.STREAM_JSON
+            return _stream(_failed(error)) if is_stream else _unary_error(error)
         return await route(request, call)
 
 
@@ -166,9 +167,13 @@ def basic_user(request: Request) -> str | None:
 
 
 def _require(request: Request, content_type: str) -> None:
-    found = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    found = _content_type(request)
     if found != content_type:
         raise _UnsupportedMediaType(f"content type is not {content_type}: {found}")
+
+
+def _content_type(request: Request) -> str:
+    return (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
 
 
 class _UnsupportedMediaType(InvalidArgument):

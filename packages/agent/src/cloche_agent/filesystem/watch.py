@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 _MOST_EVENTS = 32_768
 """Events that wait for a reader; what comes on top is lost, as it is in the kernel's own queue."""
 
+_MOST_READS = 32
+"""For one taking: more than the kernel's queue holds, and yet an end where events come very fast."""
+
 _TYPES = (
     (inotify.IN_CREATE | inotify.IN_MOVED_TO, EventType.EVENT_TYPE_CREATE),
     (inotify.IN_MOVED_FROM | inotify.IN_MOVE_SELF, EventType.EVENT_TYPE_RENAME),
@@ -74,7 +77,9 @@ class Watch:
 
     def take(self) -> list[FilesystemEvent]:
         """Events since the last call, up to this moment."""
-        self._read()
+        for _ in range(_MOST_READS):
+            if not self._read():
+                break
         taken = list(self._events)
         self._events.clear()
         self._arrived.clear()
@@ -145,10 +150,11 @@ class Watch:
             if stat.S_ISREG(found.st_mode) and found.st_size:
                 self._report(name, EventType.EVENT_TYPE_WRITE)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take in what the kernel has for us, as far as one call of it gives; False when there is nothing."""
         events = self._inotify.read()
         if not events:
-            return
+            return False
         with acting_as(self._user):
             for event in events:
                 self._take_in(event)
@@ -157,6 +163,7 @@ class Watch:
             for folder in self._moving.values():
                 self._forget(folder)
             self._moving.clear()
+        return True
 
     def _forget(self, folder: str) -> None:
         for watch, name in list(self._folders.items()):
@@ -172,6 +179,8 @@ class Watch:
     def _take_in(self, event: inotify.RawEvent) -> None:
         if event.mask & inotify.IN_Q_OVERFLOW:
             log.warning("file events were lost: %s", self._root)
+            if self._recursive:
+                self._add_below("", report=False)  # folders may have been made that nobody told us of
             return
         folder = self._folders.get(event.watch)
         if folder is None:
