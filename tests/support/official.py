@@ -31,6 +31,13 @@ def node_packages() -> Path:
     return NODE_PROJECT / "node_modules"
 
 
+@cache
+def old_interpreter(version: str) -> Path:
+    """The Python that has an older official client: `v1`, `v2-20` or `v2-31`; made if need be."""
+    _make(version)
+    return ROOT / f".venv-compat-{version}" / "bin" / "python"
+
+
 def _make(kind: str) -> None:
     argv = [str(ROOT / "tools" / "official-clients"), kind]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)

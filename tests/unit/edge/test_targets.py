@@ -23,6 +23,19 @@ def test_routing_headers_name_the_sandbox_and_the_port() -> None:
     assert found == Target(Kind.SANDBOX, ID, 49983)
 
 
+@pytest.mark.parametrize("path", [f"/sandboxes/{ID}/connect", f"/v2/sandboxes/{ID}/connect"])
+def test_a_call_of_the_api_that_also_names_the_daemon_is_for_the_api(path: str) -> None:
+    # PyPI e2b 2.20 sends both when it connects.
+    named = (f"E2b-Sandbox-Id: {ID}", "E2b-Sandbox-Port: 49983")
+    assert target("127.0.0.1:3000", path, *named, "X-API-KEY: k", method="POST").kind is Kind.CONTROL_PLANE
+    # Without a key, or to a port of the user's, the same path is the sandbox's own.
+    assert target("127.0.0.1:3000", path, *named, method="POST").kind is Kind.SANDBOX
+    other = (f"E2b-Sandbox-Id: {ID}", "E2b-Sandbox-Port: 8080")
+    assert target("127.0.0.1:3000", path, *other, "X-API-KEY: k", method="POST").kind is Kind.SANDBOX
+    host = f"49983-{ID}.cloche.localhost:3000"
+    assert target(host, path, "X-API-KEY: k", method="POST").kind is Kind.SANDBOX
+
+
 @pytest.mark.parametrize(
     "host", [f"8080-{ID}.cloche.localhost:3000", f"8080-{ID}.LOCALHOST", f"8080-{ID}.a.example"]
 )

@@ -31,6 +31,7 @@ _CONTROL_PATHS = {
 """Requests to the daemon that only the node may make."""
 _VOLUME_CONTENT = b"/volumecontent/"
 _INTERPRETER_PATHS = re.compile(rb"/(?:execute|contexts(?:/[^/]+){0,2})\Z")
+_CONNECT_PATH = re.compile(rb"/(?:v2/)?sandboxes/[a-z0-9]+/connect\Z")
 _DAEMON_PATHS = re.compile(
     rb"/(?:health|metrics|envs|files(?:/compose)?|(?:process\.Process|filesystem\.Filesystem)/\w+)\Z"
 )
@@ -75,6 +76,8 @@ def read_target(request: RequestHead, domain: str) -> Target:
     by_host = _from_host(request, domain)
     if by_headers and by_host and by_headers != by_host:
         raise Refusal(400, "the host and the routing headers name different sandboxes or ports")
+    if by_host is None and _is_api_call(request, by_headers):
+        return Target(Kind.CONTROL_PLANE)
     if found := by_headers or by_host:
         return Target(Kind.SANDBOX, found.sandbox_id, found.port)
     return _without_name(request)
@@ -104,6 +107,16 @@ def _from_headers(request: RequestHead) -> hostname.PortAddress | None:
     if port is None:
         raise Refusal(400, "header E2b-Sandbox-Port is missing or invalid")
     return hostname.PortAddress(port, sandbox_id)
+
+
+def _is_api_call(request: RequestHead, named: hostname.PortAddress | None) -> bool:
+    """Tell whether a request that names a daemon is for the API nevertheless.
+
+    PyPI e2b 2.20 sends the routing headers beside its key when it connects; the daemon has no such path, and
+    the key is not for it.
+    """
+    is_daemon = named is not None and named.port == DAEMON_PORT
+    return is_daemon and b"x-api-key" in request.values and _CONNECT_PATH.match(request.path) is not None
 
 
 def _from_host(request: RequestHead, domain: str) -> hostname.PortAddress | None:
