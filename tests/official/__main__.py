@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ DEFAULT_TEMPLATE = "code-interpreter-v1"
 def main() -> int:
     """Run what is asked; 0 when everything came out as suites.toml says."""
     options = _options()
+    # Whoever ends this, the server is stopped in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     found = trees.find(Path(options.folder))
     chosen = [suite for suite in SUITES if not options.only or suite.name in options.only]
     # Kept, so that its reports can be read; short, since the paths of sockets are.

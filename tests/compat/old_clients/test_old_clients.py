@@ -46,7 +46,7 @@ def _python(version: str) -> list[str]:
 
 
 def _env(server: Server, way: str) -> dict[str, str]:
-    env = official.node_env(server) | {"PYTHONPATH": str(official.RESOLVE)}
+    env = official.resolving_env(server)
     return env if way == "one url" else {name: value for name, value in env.items() if name not in URLS}
 
 
