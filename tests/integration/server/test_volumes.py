@@ -1,5 +1,6 @@
 """Volumes on a real server: shared by sandboxes, held to their limits, and nothing left after a crash."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from tests.support.inside import root, run
 from tests.support.server import Server
 from tests.support.volumes import Volume, ask_for_sandbox, make, sandbox_with
 from tests.support.waiting import until
+
+import cloche
+from cloche_wire.errors import Conflict
 
 pytestmark = [NEEDS_A_SERVER, pytest.mark.needs("loop"), pytest.mark.timeout(240)]
 
@@ -185,6 +189,22 @@ def test_a_killed_server_leaves_nothing_of_unused_volumes_and_finds_used_ones(
         assert unused.read("/a") == b"x"
         sandbox.kill()
     unused.remove()
+
+
+def test_our_own_client_mounts_writes_and_reads(server: Server) -> None:
+    """The same through `cloche`: a volume object at a path, content from inside and outside."""
+    options = {"api_url": server.url, "sandbox_url": server.url, "api_key": server.key}
+    made = cloche.Volume.create("own-client", **options)
+    with cloche.Sandbox.create(volume_mounts={"/data": made}, **options) as sandbox:
+        sandbox.files.write("/data/inside", "inside")
+        made.write_file("/outside", io.BytesIO(b"outside"))
+        assert made.read_file("/inside") == "inside"
+        assert sandbox.files.read("/data/outside") == "outside"
+        assert [entry.name for entry in made.list("/")] == ["inside", "outside"]
+        with pytest.raises(Conflict):
+            cloche.Volume.destroy(made.volume_id, **options)
+    assert cloche.Volume.destroy(made.volume_id, **options) is True
+    made.close()
 
 
 def test_a_large_file_passes_in_constant_memory(server: Server) -> None:

@@ -9,11 +9,13 @@ with Sandbox.create() as sandbox:
 from __future__ import annotations
 
 from cloche._async.sandbox import AsyncSandbox
+from cloche._async.volume import AsyncVolume
 from cloche._config import ConnectionOptions
 from cloche._sync.commands import CommandHandle
 from cloche._sync.files import WatchHandle, WriteEntry
 from cloche._sync.listing import SandboxPaginator
 from cloche._sync.sandbox import Sandbox
+from cloche._sync.volume import Volume
 from cloche.errors import (
     ClocheError,
     CommandExit,
@@ -29,6 +31,7 @@ from cloche.errors import (
     TemplateNotFound,
     Unauthenticated,
     Unavailable,
+    VolumeNotFound,
 )
 from cloche.models import (
     CommandResult,
@@ -42,12 +45,15 @@ from cloche.models import (
     SandboxInfo,
     SandboxQuery,
     SandboxState,
+    VolumeEntry,
+    VolumeInfo,
     WriteInfo,
 )
 from cloche_wire.execution import Execution, ExecutionError, Logs, OutputMessage, Result
 
 __all__ = [
     "AsyncSandbox",
+    "AsyncVolume",
     "ClocheError",
     "CommandExit",
     "CommandHandle",
@@ -82,6 +88,10 @@ __all__ = [
     "TemplateNotFound",
     "Unauthenticated",
     "Unavailable",
+    "Volume",
+    "VolumeEntry",
+    "VolumeInfo",
+    "VolumeNotFound",
     "WatchHandle",
     "WriteEntry",
     "WriteInfo",

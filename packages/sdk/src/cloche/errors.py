@@ -23,6 +23,7 @@ from cloche_wire.errors import (
     Unavailable,
     Unimplemented,
     UnsupportedOption,
+    VolumeNotFound,
 )
 
 # ruff: noqa: N818 - as in cloche_wire.errors
@@ -51,6 +52,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "UnsupportedOption",
+    "VolumeNotFound",
 ]
 
 

@@ -186,3 +186,34 @@ class Context:
     id: str
     language: str
     cwd: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo:
+    """What the server knows of a volume."""
+
+    volume_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeEntry:
+    """One entry of a volume. Ids are those that sandboxes see.
+
+    Attributes:
+        type: None for what is neither a file nor a folder nor a link.
+        mode: Permission bits.
+        target: Where a link points, as it is written in it.
+    """
+
+    name: str
+    type: FileType | None
+    path: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    atime: datetime
+    mtime: datetime
+    ctime: datetime
+    target: str | None = None

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import ClassVar, Self, Unpack
 
-from cloche import _config, _requests
+from cloche import _config, _requests, _volume_requests
 from cloche._async.client import Client, Session, sleep
 from cloche._async.commands import Commands
 from cloche._async.files import Files
 from cloche._async.interpreter import AsyncCodeInterpreter
 from cloche._async.listing import AsyncSandboxPaginator
 from cloche._async.pty import Pty
+from cloche._async.volume import AsyncVolume
 from cloche._config import ConnectionOptions
 from cloche._either import Either
 from cloche._requests import SandboxRecord
@@ -89,6 +90,7 @@ class AsyncSandbox(AsyncCodeInterpreter):
         envs: Mapping[str, str] | None = None,
         allow_internet_access: bool | None = None,
         idempotency_key: str | None = None,
+        volume_mounts: Mapping[str, AsyncVolume | str] | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> Self:
         """Create a sandbox; when this returns it takes commands and code.
@@ -100,10 +102,11 @@ class AsyncSandbox(AsyncCodeInterpreter):
             envs: Variables of everything that runs in it.
             allow_internet_access: False cuts it off from the internet.
             idempotency_key: A key with which the same request returns the same sandbox; made if None.
+            volume_mounts: Volumes, or their names, by the absolute paths where they are shown.
             options: Where the server is and who asks.
 
         Raises:
-            TemplateNotFound: There is no such template.
+            TemplateNotFound: There is no such template, or no such volume.
             InvalidArgument: A value is out of range.
             Unauthenticated: No key, or a wrong one.
             ResourceExhausted: The limit of sandboxes is reached.
@@ -113,6 +116,9 @@ class AsyncSandbox(AsyncCodeInterpreter):
         body = _requests.create_body(
             template or cls.default_template, timeout, metadata, envs, allow_internet_access
         )
+        if volume_mounts:
+            names = {path: at if isinstance(at, str) else at.name for path, at in volume_mounts.items()}
+            body["volumeMounts"] = _volume_requests.mounts_body(names)
         return cls.of(client, await new_sandbox(client, body, idempotency_key))
 
     async def _connect_self(self, timeout: int | None = None, **options: Unpack[ConnectionOptions]) -> Self:

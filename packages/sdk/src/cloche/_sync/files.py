@@ -156,12 +156,12 @@ class Files:
             InvalidArgument: The path is a folder, or not a path.
             NotEnoughSpace: The sandbox's disk is full.
         """
-        content = _whole(data)
+        content = whole_of(data)
         response = self._session.request(
             "POST",
             "/files",
             params=_requests.file_params(path, user),
-            content=_chunks(data) if content is None else content,
+            content=pieces_of(data) if content is None else content,
             headers={"Content-Type": "application/octet-stream"},
             request_timeout=request_timeout,
         )
@@ -341,13 +341,14 @@ def _path_error(error: NotFound) -> ClocheError:
     return PathNotFound(error.message)
 
 
-def _whole(data: WriteData) -> bytes | None:
+def whole_of(data: WriteData) -> bytes | None:
+    """Return the bytes of what is there as a whole; None for what is to be sent in pieces."""
     if isinstance(data, str):
         return data.encode()
     return bytes(data) if isinstance(data, (bytes, bytearray)) else None
 
 
-def _chunks(data: WriteData) -> Iterator[bytes]:
+def pieces_of(data: WriteData) -> Iterator[bytes]:
     """Yield the pieces of an open file or an iterable; reading a local file is not awaited."""
     if hasattr(data, "read"):
         opened: IO[bytes] | IO[str] = data  # pyright: ignore[reportAssignmentType] - has read()

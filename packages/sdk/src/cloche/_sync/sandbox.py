@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import ClassVar, Self, Unpack
 
-from cloche import _config, _requests
+from cloche import _config, _requests, _volume_requests
 from cloche._sync.client import Client, Session, sleep
 from cloche._sync.commands import Commands
 from cloche._sync.files import Files
 from cloche._sync.interpreter import CodeInterpreter
 from cloche._sync.listing import SandboxPaginator
 from cloche._sync.pty import Pty
+from cloche._sync.volume import Volume
 from cloche._config import ConnectionOptions
 from cloche._either import Either
 from cloche._requests import SandboxRecord
@@ -90,6 +91,7 @@ class Sandbox(CodeInterpreter):
         envs: Mapping[str, str] | None = None,
         allow_internet_access: bool | None = None,
         idempotency_key: str | None = None,
+        volume_mounts: Mapping[str, Volume | str] | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> Self:
         """Create a sandbox; when this returns it takes commands and code.
@@ -101,10 +103,11 @@ class Sandbox(CodeInterpreter):
             envs: Variables of everything that runs in it.
             allow_internet_access: False cuts it off from the internet.
             idempotency_key: A key with which the same request returns the same sandbox; made if None.
+            volume_mounts: Volumes, or their names, by the absolute paths where they are shown.
             options: Where the server is and who asks.
 
         Raises:
-            TemplateNotFound: There is no such template.
+            TemplateNotFound: There is no such template, or no such volume.
             InvalidArgument: A value is out of range.
             Unauthenticated: No key, or a wrong one.
             ResourceExhausted: The limit of sandboxes is reached.
@@ -114,6 +117,9 @@ class Sandbox(CodeInterpreter):
         body = _requests.create_body(
             template or cls.default_template, timeout, metadata, envs, allow_internet_access
         )
+        if volume_mounts:
+            names = {path: at if isinstance(at, str) else at.name for path, at in volume_mounts.items()}
+            body["volumeMounts"] = _volume_requests.mounts_body(names)
         return cls.of(client, new_sandbox(client, body, idempotency_key))
 
     def _connect_self(self, timeout: int | None = None, **options: Unpack[ConnectionOptions]) -> Self:
