@@ -32,9 +32,14 @@ DISTRIBUTION_ARROWS: dict[str, set[str]] = {
     "e2b": {"cloche", "cloche_wire", "e2b_code_interpreter"},
     "e2b_code_interpreter": {"cloche", "cloche_wire", "e2b"},
 }
-KERNEL_PROGRAM = "cloche_agent.kernels.python_kernel"
-# The kernel program runs under the template's Python: IPython is there, the rest is used where it is.
-KERNEL_ARROWS = {"IPython", "traitlets", "matplotlib", "pandas", "numpy", "PIL", "orjson", "e2b_charts"}
+KERNELS = "cloche_agent.kernels"
+# Kernel programs run under the template's Python: what is theirs is there, the rest is used where it is.
+KERNEL_ARROWS: dict[str, set[str]] = {
+    f"{KERNELS}.python_kernel": {
+        "IPython", "traitlets", "matplotlib", "pandas", "numpy", "PIL", "orjson", "e2b_charts",
+    },
+    f"{KERNELS}.driven_kernel": {"jupyter_client", "zmq", f"{KERNELS}.python_kernel.frames"},
+}  # fmt: skip
 
 MODULES = packaged_modules()
 
@@ -53,21 +58,23 @@ def test_a_distribution_imports_only_what_it_depends_on(package: str) -> None:
     strangers = {
         f"{module.name} → {name}"
         for module in modules_of(package)
-        if not in_package(module.name, KERNEL_PROGRAM)
+        if not any(in_package(module.name, program) for program in KERNEL_ARROWS)
         for name in imports(module)
         if name.split(".")[0] not in allowed
     }
     assert not strangers
 
 
-def test_the_kernel_program_imports_nothing_of_ours_and_only_what_a_template_has() -> None:
-    local = {module.path.stem for module in modules_of(KERNEL_PROGRAM)}
-    allowed = KERNEL_ARROWS | local | sys.stdlib_module_names
+@pytest.mark.parametrize("program", KERNEL_ARROWS)
+def test_a_kernel_program_imports_nothing_of_ours_and_only_what_a_template_has(program: str) -> None:
+    local = {module.path.stem for module in modules_of(program)}
+    allowed = KERNEL_ARROWS[program] | local | sys.stdlib_module_names
     strangers = {
         f"{module.name} → {name}"
-        for module in modules_of(KERNEL_PROGRAM)
+        for module in modules_of(program)
         for name in imports(module)
-        if name.split(".")[0] not in allowed and not in_package(name, KERNEL_PROGRAM)
+        if not in_package(name, program) and not {name, name.split(".")[0]} & allowed
+        if not any(known.startswith(f"{name}.") for known in KERNEL_ARROWS[program])
     }
     assert not strangers
 

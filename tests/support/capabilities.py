@@ -146,6 +146,8 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "nft": _command("nft"),
     "node": _command("node", "npm"),
     "uv": _command("uv"),
+    "g++": _command("g++", "objcopy"),
+    "ruby": _command("ruby"),
     "caddy": _command("caddy"),
     "chromium": _command("chromium", "certutil"),
 }

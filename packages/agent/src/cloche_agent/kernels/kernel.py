@@ -180,6 +180,10 @@ def _explain(kind: str, message: str, plan: KernelPlan) -> str:
         case "package":
             program = plan.language.command[0]
             return f"the template's {program} has no package {message}; {plan.language.needs}"
+        case "program":
+            return f"the template has no {message}; {plan.language.needs}"
+        case "kernel":
+            return message
         case "cwd":
             return f"Failed to set working directory: {message}"
         case _:

@@ -7,6 +7,7 @@ a folder `<language>_kernel` beside this file, which speaks the protocol of docs
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KERNELS = "{kernels}"
+_JUPYTER_NAME = re.compile(r"[a-z0-9._][a-z0-9._-]{0,63}")
 
 
 class Language(NamedTuple):
@@ -72,14 +74,43 @@ TYPESCRIPT = Language(
     ("ts",),
 )
 
-LANGUAGES = (PYTHON, JAVASCRIPT, TYPESCRIPT)
+_DRIVEN = f"{_KERNELS}/driven_kernel"
+_POLYGLOT = "(the template polyglot has all of it)"
+
+BASH = Language("bash", ("python3", _DRIVEN, "bash"), "code in bash needs bash and python3", ("sh", "shell"))
+R = Language(
+    "r",
+    ("python3", _DRIVEN, "jupyter", "ir"),
+    f"code in R needs R, IRkernel, and python3 with jupyter_client {_POLYGLOT}",
+)
+JAVA = Language(
+    "java",
+    ("python3", _DRIVEN, "jupyter", "java"),
+    f"code in Java needs a JDK, and python3 with jjava and jupyter_client {_POLYGLOT}",
+)
+RUBY = Language(
+    "ruby", ("ruby", f"{_KERNELS}/ruby_kernel/kernel.rb"), f"code in Ruby needs ruby {_POLYGLOT}", ("rb",)
+)
+CPP = Language(
+    "cpp", ("python3", _DRIVEN, "cpp"), f"code in C++ needs g++ and python3 {_POLYGLOT}", ("c++", "cxx")
+)
+
+LANGUAGES = (PYTHON, JAVASCRIPT, TYPESCRIPT, BASH, R, JAVA, RUBY, CPP)
 
 _BY_NAME = {name: language for language in LANGUAGES for name in (language.name, *language.aliases)}
 
 
 def find_language(name: str | None) -> Language | None:
-    """The language that a request names; Python where it names none. None: there is none of that name."""
-    return _BY_NAME.get(normalised(name))
+    """The language that a request names; Python where it names none. None: that can be no name.
+
+    Any name that is not ours is taken for that of a Jupyter kernel, which the template may have or not.
+    """
+    name = normalised(name)
+    if (known := _BY_NAME.get(name)) is not None or not _JUPYTER_NAME.fullmatch(name):
+        return known
+    needs = f"'{name}' is none of {', '.join(language.name for language in LANGUAGES)}; a Jupyter kernel of "
+    needs += f"that name needs itself, and python3 with jupyter_client {_POLYGLOT}"
+    return Language(name, ("python3", _DRIVEN, "jupyter", name), needs)
 
 
 def normalised(name: str | None) -> str:

@@ -101,6 +101,7 @@ class InterpreterService:
         variables = _variables(fields)
         if context_id and language:
             return _plain(400, "Only one of context_id or language can be provided")
+        context = None
         try:
             context = self._find(context_id) if context_id else self._default_context(_language(language))
             if context is None:
@@ -108,6 +109,8 @@ class InterpreterService:
             if not context.turn.locked():
                 await context.ready()
         except KernelStartError as error:
+            if context is not None and self._is_implied(context):
+                self._discard(context)  # it never ran anything, and nobody has asked for it to be listed
             return _plain(500, str(error))
         headers = [("content-type", "application/json"), ("cache-control", "no-store")]
         return Response(200, headers, context.execute(code, variables))
@@ -144,10 +147,7 @@ class InterpreterService:
         context = self._find(context_id)
         if context is None:
             return _plain(404, f"Context {context_id} not found")
-        context.close()
-        del self._contexts[context.id]
-        if context is self._defaults.get(context.language.name):
-            del self._defaults[context.language.name]  # the next one is made when it is needed
+        self._discard(context)
         return json_response(None)
 
     # --- contexts
@@ -156,6 +156,17 @@ class InterpreterService:
         if context_id == _DEFAULT:
             return self._default_context(PYTHON)
         return self._contexts.get(context_id)
+
+    def _discard(self, context: Context) -> None:
+        context.close()
+        self._contexts.pop(context.id, None)
+        if context is self._defaults.get(context.language.name):
+            del self._defaults[context.language.name]  # the next one is made when it is needed
+
+    def _is_implied(self, context: Context) -> bool:
+        """Whether it was made only because code named its language."""
+        language = context.language
+        return context is self._defaults.get(language.name) and not language.is_listed_at_boot
 
     def _show_boot_contexts(self) -> None:
         """Make the contexts that exist from the start, in order. Only a run starts the kernel of most."""
@@ -194,8 +205,7 @@ def _language(name: str | None) -> Language:
     """
     found = find_language(name)
     if found is None:
-        known = ", ".join(language.name for language in LANGUAGES)
-        raise KernelStartError(f"no kernel for language '{normalised(name)[:64]}': there are {known}")
+        raise KernelStartError(f"No such kernel named {normalised(name)[:64]}")
     return found
 
 
