@@ -8,7 +8,18 @@ import pytest
 from tests.support.source import Module, imports, packaged_modules
 
 SERVER = "cloche_server"
-LEAVES = {"config", "ids", "clock", "link", "errors", "telemetry", "readiness", "disk_space", "mount_paths"}
+LEAVES = {
+    "addresses",
+    "config",
+    "ids",
+    "clock",
+    "link",
+    "errors",
+    "telemetry",
+    "readiness",
+    "disk_space",
+    "mount_paths",
+}
 ROOMS = {"api", "store", "placement", "node", "isolation", "templates", "edge", "volumes", "cli"}
 
 # What a room may import of the server, besides itself and the leaf modules; a dotted name allows that module.

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
 
 import anyio
+import msgspec
 
 from cloche_server.clock import Clock
 from cloche_server.node.messages import (
@@ -15,6 +16,7 @@ from cloche_server.node.messages import (
     SandboxEnded,
     SandboxMetrics,
     SandboxState,
+    SetEgress,
     SetTimeout,
 )
 from cloche_server.placement.base import LinkUp
@@ -28,6 +30,7 @@ class FakePlacement:
         self.clock = clock
         self.alive: dict[str, SandboxState] = {}
         self.created: list[CreateSandbox] = []
+        self.egress: list[SetEgress] = []
         self.killed: list[tuple[str, EndReason]] = []
         self.fails: ClocheError | None = None
         """Raised by every verb while set."""
@@ -58,7 +61,12 @@ class FakePlacement:
             await self.gate.wait()
         now = self.clock.now()
         state = SandboxState(
-            sandbox.sandbox_id, sandbox.team_id, now, now + timedelta(seconds=sandbox.timeout_s), "fake"
+            sandbox.sandbox_id,
+            sandbox.team_id,
+            now,
+            now + timedelta(seconds=sandbox.timeout_s),
+            "fake",
+            SetEgress(sandbox.sandbox_id, sandbox.allow_internet, sandbox.egress).digest,
         )
         self.alive[sandbox.sandbox_id] = state
         if self.fails_after_create is not None:
@@ -80,7 +88,7 @@ class FakePlacement:
         end_at = self.clock.now() + timedelta(seconds=timeout.timeout_s)
         if timeout.only_extend:
             end_at = max(end_at, state.end_at)
-        moved = SandboxState(state.sandbox_id, state.team_id, state.started_at, end_at, state.isolation)
+        moved = msgspec.structs.replace(state, end_at=end_at)
         self.alive[state.sandbox_id] = moved
         return moved
 
@@ -95,6 +103,13 @@ class FakePlacement:
         if volume_id in self.mounted:
             raise Conflict("volume is mounted in 1 sandboxes", hint="kill them first")
         self.volumes.pop(volume_id, None)
+
+    async def set_egress(self, order: SetEgress) -> None:
+        self._fail()
+        if (state := self.alive.get(order.sandbox_id)) is None:
+            raise SandboxNotFound(f"no such sandbox: {order.sandbox_id}")
+        self.egress.append(order)
+        self.alive[order.sandbox_id] = msgspec.structs.replace(state, egress_digest=order.digest)
 
     async def list(self) -> Sequence[SandboxState]:
         self._fail()

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 from tests.support import outside
-from tests.support.fixtures import NEEDS_A_SERVER, MakeSandbox, Pair
+from tests.support.fixtures import NEEDS_A_SERVER, MakeSandbox, Pair, connect_options
 from tests.support.inside import python, root, run
 from tests.support.outside import Outside
 from tests.support.server import Server
 from tests.support.waiting import until
+
+from cloche import Sandbox
 
 pytestmark = NEEDS_A_SERVER
 
@@ -41,6 +43,22 @@ def reachable(sandbox: object, targets: list[str]) -> set[str]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
     with outside.played(tmp_path_factory.mktemp("outside")) as played:
         yield played
+
+
+@pytest.fixture
+def networked(server: Server) -> Iterator[MakeSandbox]:
+    """Make sandboxes with network options in the spelling of the wire; they are gone at the end."""
+    made: list[Sandbox] = []
+
+    def make(**network: object) -> Sandbox:
+        answer = server.request("POST", "/v2/sandboxes", json={"templateID": "base", "network": network})
+        assert answer.status_code == 201, answer.text
+        made.append(connect_options(server, Sandbox.connect, answer.json()["sandboxID"]))
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        sandbox.kill()
 
 
 def test_public_hosts_are_reached_and_private_ones_are_not(pair: Pair, world: Outside) -> None:
@@ -112,6 +130,120 @@ def test_without_internet_nothing_leaves(sandboxes: MakeSandbox, pair: Pair, wor
     echo = "from socket import *; s = create_server(('127.0.0.1', 0)); create_connection(s.getsockname(), 2)"
     assert python(offline, echo).code == 0  # twin
     assert reachable(pair.a, [f"{outside.PUBLIC}:{outside.PORT}"])
+
+
+def test_lists_hold_from_create_to_update(networked: MakeSandbox, server: Server, world: Outside) -> None:
+    """Battery 51, 52: lists hold as the official client gives them, an update acts at once."""
+    one, other = f"{outside.PUBLIC}:{outside.PORT}", f"{outside.PUBLIC_TOO}:{outside.PORT}"
+    listed = networked(denyOut=["0.0.0.0/0"], allowOut=[outside.PUBLIC])
+    assert reachable(listed, [one, other]) == {one}
+    path = f"/sandboxes/{listed.sandbox_id}/network"
+    bad: list[dict[str, object]] = [
+        {"allowOut": ["169.254.169.254/32"]},
+        {"allowOut": ["10.0.0.0/8"]},
+        {"allowOut": ["ok.test"]},
+        {"denyOut": ["1.1.1.1/40"]},
+        {"denyOut": [f"1.{number >> 8}.{number & 255}.1" for number in range(10_000)]},
+    ]
+    for body in bad:
+        answer = server.request(
+            "PUT",
+            path,
+            json=body,
+        )
+        assert (answer.status_code, answer.json()["code"]) == (400, 400), body
+    assert reachable(listed, [one, other]) == {one}
+    assert (
+        server.request(
+            "PUT",
+            path,
+            json={"denyOut": [outside.PUBLIC]},
+        ).status_code
+        == 204
+    )
+    assert reachable(listed, [one, other]) == {other}
+    assert (
+        server.request(
+            "PUT",
+            path,
+            json={},
+        ).status_code
+        == 204
+    )
+    assert reachable(listed, [one, other]) == {one, other}
+
+
+def test_an_update_outlives_every_process(sandboxes: MakeSandbox, server: Server, world: Outside) -> None:
+    """What was answered 204 is enforced and shown after a kill -9 of the node and of the api."""
+    sandbox = sandboxes()
+    path = f"/sandboxes/{sandbox.sandbox_id}"
+    target = f"{outside.PUBLIC}:{outside.PORT}"
+    changed = server.request(
+        "PUT",
+        f"{path}/network",
+        json={"denyOut": [outside.PUBLIC]},
+    )
+    assert changed.status_code == 204
+    for name in ("node", "api"):
+        server.kill_part(name)
+        assert reachable(sandbox, [target]) == set()
+    until(
+        lambda: (
+            server.request(
+                "GET",
+                path,
+            ).status_code
+            == 200
+        ),
+        within_s=20,
+        what="the api",
+    )
+    shown = server.request(
+        "GET",
+        path,
+    ).json()["network"]
+    assert shown == {"allowPublicTraffic": True, "denyOut": [outside.PUBLIC]}
+    assert (
+        server.request(
+            "PUT",
+            f"{path}/network",
+            json={},
+        ).status_code
+        == 204
+    )
+    assert reachable(sandbox, [target]) == {target}  # twin
+
+
+_TLS_SERVICE = """
+import http.server, ssl, subprocess
+make = 'openssl req -x509 -newkey rsa:2048 -nodes -keyout /tmp/k -out /tmp/c -days 2 -subj /CN=self'
+subprocess.run(make.split(), check=True, capture_output=True)
+class Says(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'by tls ' + self.headers['Host'].encode())
+served = http.server.HTTPServer(('', 8443), Says)
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.load_cert_chain('/tmp/c', '/tmp/k')
+served.socket = tls.wrap_socket(served.socket, server_side=True)
+served.serve_forever()
+"""
+
+
+def test_ports_that_speak_tls_are_reached_by_tls(networked: MakeSandbox, server: Server) -> None:
+    """`httpsPorts`: the edge encrypts again to a service with a certificate of its own, and only there."""
+    sandbox = networked(httpsPorts=[8443, 8444], maskRequestHost="inner.test:${PORT}")
+    sandbox.files.write("/tmp/service.py", _TLS_SERVICE)
+    sandbox.commands.run("python3 /tmp/service.py", background=True)
+    sandbox.commands.run("python3 -m http.server 8444", background=True)
+    both = "curl -sk https://127.0.0.1:8443 | grep -q tls && curl -sS http://127.0.0.1:8444 > /dev/null"
+    assert run(sandbox, f"timeout 30 sh -c 'until {both}; do sleep 0.1; done'").code == 0
+    target = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8443"}
+    answer = server.request("GET", "/", headers=target)
+    assert (answer.status_code, answer.text) == (200, "by tls inner.test:8443")
+    plain = server.request("GET", "/", headers=target | {"E2b-Sandbox-Port": "8444"})
+    assert (plain.status_code, plain.json()["message"]) == (502, "The port does not speak TLS")
 
 
 def _own_addresses() -> list[str]:

@@ -155,7 +155,7 @@ def _rules() -> Iterator[str]:
         for line in done.stdout.splitlines():
             table = line if line.startswith("table ") else table
             owner = table.strip(" {").rpartition("cloche_")[2]
-            if owner in map(str, _blocks) and re.search(rf'"cl\w+-\d+"|{SANDBOX_ID}', line):
+            if owner in map(str, _blocks) and re.search(rf'"cl\w+-\d+"|chain sandbox_|{SANDBOX_ID}', line):
                 yield f"{table.strip(' {')}: {line.strip()}"
 
 

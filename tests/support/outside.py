@@ -12,14 +12,26 @@ from tests.support.waiting import until
 
 PUBLIC = "203.0.113.10"
 """TEST-NET-3: public by its looks, used by nobody."""
+PUBLIC_TOO = "203.0.113.20"
+"""Another one, by which a policy that names the first can be told from one that names all."""
 DENIED = ("10.213.0.10", "172.31.213.10", "192.168.213.10", "100.64.213.10", "169.254.213.10")
 PORT = 8080
+ECHO_PORT = 8081
+"""Sends back what it gets."""
 _NEAR, _FAR = "outside0", "outside1"
 
 _LISTENER = """
-import os, socket, sys
+import os, socket, socketserver, sys, threading
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv(4096):
+            self.request.sendall(data)
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = allow_reuse_address = True
+    def handle_error(self, *_): pass
 print('up', flush=True)
 sys.stdin.readline()  # the pair of interfaces is there now
+threading.Thread(target=Server(('', int(sys.argv[2])), Echo).serve_forever, daemon=True).start()
 listener = socket.create_server(('0.0.0.0', int(sys.argv[1])), backlog=64)
 print('listening', flush=True)
 while True:
@@ -45,7 +57,17 @@ class Outside(NamedTuple):
 def played(folder: Path) -> Iterator[Outside]:
     """Make the namespace, interfaces into it, and a listener on all its addresses; remove all of it after."""
     log = folder / "outside.log"
-    argv = ["unshare", "--net", "--kill-child", "--fork", sys.executable, "-c", _LISTENER, str(PORT)]
+    argv = [
+        "unshare",
+        "--net",
+        "--kill-child",
+        "--fork",
+        sys.executable,
+        "-c",
+        _LISTENER,
+        str(PORT),
+        str(ECHO_PORT),
+    ]
     with log.open("w") as output:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output)
     try:
@@ -69,7 +91,7 @@ def _connect(pid: int) -> None:
     _ip("addr", "add", "203.0.113.1/24", "dev", _NEAR)
     _ip("link", "set", _NEAR, "up")
     inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
-    for address in (PUBLIC, *DENIED):
+    for address in (PUBLIC, PUBLIC_TOO, *DENIED):
         subprocess.run([*inside, "addr", "add", f"{address}/24", "dev", _FAR], check=True, timeout=10)
     subprocess.run([*inside, "link", "set", _FAR, "up"], check=True, timeout=10)
     for address in DENIED:

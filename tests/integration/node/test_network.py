@@ -9,9 +9,12 @@ import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
+import msgspec
 import pytest
 from tests.integration.node.conftest import NEEDS_A_NODE, RESOLVER, NodeProcess
 from tests.support import outside
+
+from cloche_server.node import messages, ruleset
 
 pytestmark = [pytest.mark.anyio, NEEDS_A_NODE]
 
@@ -142,6 +145,92 @@ async def test_address_of_another_is_not_believed(node: NodeProcess, world: outs
         await asyncio.to_thread(subprocess.run, add, check=True)
         target = (outside.PUBLIC, outside.PORT)
         assert await reaches(node, sandbox_id, target, source=theirs) == expected
+
+
+async def through(connection: socket.socket) -> bool:
+    """Whether a word of an open connection still comes back."""
+    loop = asyncio.get_running_loop()
+    connection.setblocking(False)
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            await loop.sock_sendall(connection, b"ping")
+            return await loop.sock_recv(connection, 4) == b"ping"
+    except TimeoutError:
+        return False
+
+
+async def test_a_policy_allows_and_denies_and_touches_no_neighbour(
+    node: NodeProcess, world: outside.Outside
+) -> None:
+    """Allow wins over deny; what neither names is allowed; who has no policy is as free as before."""
+    hosts = (outside.PUBLIC, outside.PUBLIC_TOO)
+    targets = [(host, outside.PORT) for host in hosts]
+    nothing_but = messages.EgressPolicy((f"{outside.PUBLIC}/32",), ("0.0.0.0/0",))
+    all_but = messages.EgressPolicy((), (f"{outside.PUBLIC}/32",))
+    for policy, expected in (
+        (nothing_but, {outside.PUBLIC}),
+        (all_but, {outside.PUBLIC_TOO}),
+        (messages.EgressPolicy(), set(hosts)),
+    ):
+        assert await reaches(node, await node.create(egress=policy), *targets) == expected
+
+
+async def test_no_policy_opens_what_is_always_denied(node: NodeProcess, world: outside.Outside) -> None:
+    """Battery 51: the node itself holds against an order that the api should not have given."""
+    sandbox_id = await node.create(egress=messages.EgressPolicy(("0.0.0.0/0",)))
+    denied = [(address, outside.PORT) for address in outside.DENIED]
+    assert await reaches(node, sandbox_id, *denied, (outside.PUBLIC, outside.PORT)) == {outside.PUBLIC}
+
+
+@pytest.mark.parametrize("offline", [True, False])
+async def test_a_new_policy_holds_for_open_connections(
+    node: NodeProcess, world: outside.Outside, offline: bool
+) -> None:
+    """Neither direction passes any more, and both do again when the policy is taken back."""
+    sandbox_id = await node.create()
+    denies = messages.EgressPolicy((), (f"{outside.PUBLIC}/32",))
+    with node.inside(sandbox_id) as connection:
+        await asyncio.to_thread(connection.connect, (outside.PUBLIC, outside.ECHO_PORT))
+        assert await through(connection)
+        changed = messages.SetEgress(sandbox_id) if offline else messages.SetEgress(sandbox_id, True, denies)
+        await node.call("set_egress", msgspec.structs.replace(changed, allow_internet=not offline))
+        assert not await through(connection)
+        assert await reaches(node, sandbox_id, (outside.PUBLIC, outside.PORT)) == set()
+        await node.call("set_egress", messages.SetEgress(sandbox_id))
+        assert await reaches(node, sandbox_id, (outside.PUBLIC, outside.PORT)) == {outside.PUBLIC}
+        connection.setblocking(True)
+        connection.settimeout(10)
+        assert await asyncio.to_thread(connection.recv, 4) == b"ping"  # sent again by now
+
+
+async def test_a_policy_outlives_its_node(node: NodeProcess, world: outside.Outside) -> None:
+    """The packet filter goes on without the node, and the next node loads the same again."""
+    target = (outside.PUBLIC, outside.PORT)
+    denies = messages.EgressPolicy((), (f"{outside.PUBLIC}/32",))
+    made_so, changed, offline = await node.create(egress=denies), await node.create(), await node.create()
+    await node.call("set_egress", messages.SetEgress(changed, True, denies))
+    await node.call("set_egress", messages.SetEgress(offline, False))
+    node.kill()
+    for start_again in (False, True):
+        if start_again:
+            node.start()
+        for sandbox_id in (made_so, changed, offline):
+            assert await reaches(node, sandbox_id, target) == set()
+    await node.call("set_egress", messages.SetEgress(made_so))
+    assert await reaches(node, made_so, target) == {outside.PUBLIC}
+
+
+async def test_one_sandbox_cannot_fill_the_table_of_connections(
+    node: NodeProcess, world: outside.Outside
+) -> None:
+    """Battery 53: connections beyond the limit are dropped, and a neighbour's is made at once."""
+    greedy, other = await node.create(), await node.create()
+    with node.inside(greedy, socket.SOCK_DGRAM) as flood:
+        for port in range(1024, 1024 + 2 * ruleset.MAX_CONNECTIONS):
+            flood.sendto(b"", (outside.PUBLIC, port))
+    target = (outside.PUBLIC, outside.PORT)
+    assert await reaches(node, greedy, target) == set()
+    assert await reaches(node, other, target) == {outside.PUBLIC}
 
 
 async def test_names_are_resolved_online_and_refused_at_once_offline(

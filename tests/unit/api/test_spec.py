@@ -38,6 +38,8 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("GET", "/sandboxes/{id}", None),
     ("POST", "/sandboxes/{id}/timeout", {"timeout": 5}),
     ("POST", "/sandboxes/{id}/timeout", {"timeout": 0}),
+    ("PUT", "/sandboxes/{id}/network", {"denyOut": ["8.8.8.8"]}),
+    ("PUT", "/sandboxes/{id}/network", {"denyOut": ["nobody"]}),
     ("POST", "/sandboxes/{id}/refreshes", {}),
     ("POST", "/v2/sandboxes/{id}/connect", {}),
     ("POST", "/sandboxes/{id}/connect", {"timeout": 5}),

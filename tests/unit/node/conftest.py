@@ -21,7 +21,7 @@ from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxS
 from cloche_server.node import create
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Machine, Trash
-from cloche_server.node.messages import CreateSandbox
+from cloche_server.node.messages import CreateSandbox, EgressPolicy
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
 from cloche_server.node.volumes import Volumes
@@ -48,13 +48,26 @@ class RememberingNetwork:
 
     def __init__(self) -> None:
         self.slots: dict[int, bool] = {}
+        self.policies: dict[int, EgressPolicy] = {}
+        self.failures: list[Exception] = []
 
-    def create(self, slot: int, *, online: bool) -> int:
+    def create(self, slot: int, policy: EgressPolicy, *, online: bool) -> int:
         self.slots[slot] = online
+        self.policies[slot] = policy
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def set_policy(self, slot: int, policy: EgressPolicy, *, online: bool) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.policies[slot] = policy
+        self.set_online(slot, online=online)
+
+    def set_online(self, slot: int, *, online: bool) -> None:
+        self.slots[slot] = online
 
     def remove(self, slot: int) -> None:
         self.slots.pop(slot, None)
+        self.policies.pop(slot, None)
 
     def leftovers(self) -> set[int]:
         return set(self.slots)

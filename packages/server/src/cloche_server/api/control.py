@@ -1,8 +1,9 @@
 """What every endpoint works with."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import anyio
 
@@ -41,6 +42,21 @@ class Creations:
             await event.wait()
 
 
+class Turns:
+    """One act on a sandbox after another, where two at once could end in different orders here and there."""
+
+    def __init__(self) -> None:
+        """Nobody acts yet."""
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def of(self, sandbox_id: str) -> AsyncGenerator[None]:
+        """Wait for the acts on that sandbox that began before."""
+        lock = self._locks.setdefault(sandbox_id, anyio.Lock())
+        async with lock:
+            yield
+
+
 class ControlPlane(NamedTuple):
     """The parts of the control plane, made once per process."""
 
@@ -50,9 +66,10 @@ class ControlPlane(NamedTuple):
     clock: Clock
     templates: TemplateRegistry
     creations: Creations
+    network_changes: Turns
 
     @classmethod
     def assemble(cls, config: Config, store: Store, placement: Placement, clock: Clock) -> "ControlPlane":
         """Put the parts together."""
         templates = TemplateRegistry(store.templates, config.templates_dir, clock)
-        return cls(config, store, placement, clock, templates, Creations())
+        return cls(config, store, placement, clock, templates, Creations(), Turns())

@@ -6,7 +6,7 @@ import msgspec
 
 from cloche_server.api.network_options import NetworkOptions, check_network
 from cloche_server.api.shapes import Lifecycle, NewSandbox
-from cloche_server.config import Limits
+from cloche_server.config import Config, Limits
 from cloche_wire.errors import InvalidArgument, UnsupportedOption
 
 MAX_OPTIONS_BYTES = 1 << 20
@@ -20,7 +20,7 @@ class Options(NamedTuple):
     network: NetworkOptions
 
 
-def check_options(body: NewSandbox, limits: Limits, *, default_timeout_s: int) -> Options:
+def check_options(body: NewSandbox, config: Config, *, default_timeout_s: int) -> Options:
     """Return what the create asks for.
 
     Raises:
@@ -28,13 +28,13 @@ def check_options(body: NewSandbox, limits: Limits, *, default_timeout_s: int) -
         UnsupportedOption: An option that this server does not honour; the message names it.
     """
     timeout_s = default_timeout_s if body.timeout is msgspec.UNSET else body.timeout
-    check_timeout(timeout_s, limits)
+    check_timeout(timeout_s, config.limits)
     _check_texts(body)
     _check_iam(body.iam)
     return Options(
         timeout_s,
         lifecycle=_check_lifecycle(body),
-        network=check_network(body),
+        network=check_network(body, config.egress.exceptions),
     )
 
 

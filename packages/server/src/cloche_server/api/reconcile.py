@@ -5,15 +5,18 @@ killed in the middle of anything, everything is also compared: whenever the link
 every few seconds.
 """
 
+import contextlib
 from contextlib import aclosing
 
 import anyio
 import structlog
 
 from cloche_server.api.control import ControlPlane
+from cloche_server.api.network_options import egress_of
 from cloche_server.api.volumes import finish_volumes
-from cloche_server.node.messages import SandboxEnded
+from cloche_server.node.messages import SandboxEnded, SetEgress
 from cloche_server.placement.base import LinkUp
+from cloche_server.store.liveness import ShownEgress
 from cloche_wire.errors import ClocheError, SandboxNotFound
 
 COMPARE_EVERY_S = 4.0
@@ -53,6 +56,33 @@ async def reconcile(control: ControlPlane) -> None:
         log.info("api.reconciled", lost=lost, left=left, orphans=orphans)
 
 
+async def settle_network(control: ControlPlane) -> None:
+    """Have nodes enforce what rows show, where an api was killed between the two.
+
+    Nobody has been answered then, so either would be right; only that they agree matters.
+
+    Raises:
+        Unavailable: The node or the database does not answer.
+        DeadlineExceeded: The node takes too long.
+    """
+    enforced = {state.sandbox_id: state.egress_digest for state in await control.placement.list()}
+    for sandbox_id, shown in (await control.store.liveness.egress()).items():
+        if _order(control, sandbox_id, shown).digest == enforced.get(sandbox_id):
+            continue
+        async with control.network_changes.of(sandbox_id):
+            now = (await control.store.liveness.egress(sandbox_id)).get(sandbox_id)
+            if now is not None and sandbox_id in enforced:
+                with contextlib.suppress(SandboxNotFound):
+                    await control.placement.set_egress(_order(control, sandbox_id, now))
+                    log.info("sandbox.network_settled", sandbox_id=sandbox_id)
+
+
+def _order(control: ControlPlane, sandbox_id: str, shown: ShownEgress) -> SetEgress:
+    exceptions = control.config.egress.exceptions
+    egress = egress_of(shown.network, exceptions, allow_internet=shown.allow_internet)
+    return SetEgress(sandbox_id, egress.allow_internet, egress.policy)
+
+
 async def follow_node(control: ControlPlane) -> None:
     """Write down every end the node tells of, for ever; connect again when the link breaks."""
     pause_s = FIRST_PAUSE_S
@@ -82,6 +112,7 @@ async def _take_event(control: ControlPlane, event: LinkUp | SandboxEnded) -> No
     match event:
         case LinkUp():
             await reconcile(control)
+            await settle_network(control)
         case SandboxEnded(sandbox_id, reason):
             if await control.store.liveness.end([sandbox_id], reason, control.clock.now()):
                 log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)

@@ -14,13 +14,13 @@ from starlette.responses import Response
 
 from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
-from cloche_server.api.network_options import shown_network
+from cloche_server.api.network_options import check_update, shown_network
 from cloche_server.api.options import Options, check_options, check_timeout
 from cloche_server.api.owned import not_found, running_sandbox
 from cloche_server.api.routing import Call, Route, reply, with_body
 from cloche_server.api.volumes import resolve_mounts
 from cloche_server.ids import new_access_token, new_sandbox_id
-from cloche_server.node.messages import CreateSandbox, SetTimeout, VolumeMount
+from cloche_server.node.messages import CreateSandbox, SetEgress, SetTimeout, VolumeMount
 from cloche_server.store.sandboxes import IdempotencyClaim, SandboxRecord
 from cloche_server.store.templates import Template
 from cloche_wire.errors import (
@@ -56,6 +56,7 @@ class SandboxEndpoints:
             Route("DELETE", one, self.kill),
             Route("POST", f"{one}/timeout", with_body(shapes.SetTimeoutBody, self.set_timeout)),
             Route("POST", f"{one}/refreshes", with_body(shapes.RefreshBody, self.refresh)),
+            Route("PUT", f"{one}/network", with_body(shapes.NetworkUpdate, self.set_network)),
             Route("POST", f"/v2{one}/connect", connect),
             Route("POST", f"{one}/connect", with_body(shapes.SetTimeoutBody, self.connect_v1)),
         ]
@@ -72,7 +73,7 @@ class SandboxEndpoints:
 
     async def create_sandbox(self, call: Call, body: shapes.NewSandbox, default_timeout_s: int) -> Response:
         """Check the wish, write the row, ask the placement, answer 201."""
-        options = check_options(body, self._limits, default_timeout_s=default_timeout_s)
+        options = check_options(body, self._control.config, default_timeout_s=default_timeout_s)
         template = await self._control.templates.resolve(call.caller, body.template_id)
         mounts = await resolve_mounts(self._control, call.caller.team_id, body.volume_mounts or [])
         claim = _idempotency_claim(call)
@@ -133,9 +134,11 @@ class SandboxEndpoints:
             record.metadata,
             record.cpu_count,
             record.memory_mib,
-            record.allow_internet,
+            options.network.egress.allow_internet,
             record.mask_request_host,
             mounts,
+            options.network.egress.policy,
+            options.network.https_ports,
         )
         began_s = self._control.clock.boot_s()
         try:
@@ -222,6 +225,23 @@ class SandboxEndpoints:
         if not 0 <= body.duration <= min(3600, self._limits.max_timeout_s):
             raise InvalidArgument("duration is not between 0 and 3600 seconds")
         await self._move_end(await self._running(call), body.duration, only_extend=True)
+        return Response(status_code=204)
+
+    async def set_network(self, call: Call, body: shapes.NetworkUpdate) -> Response:
+        """`PUT /sandboxes/{id}/network`: holds for every packet once it is answered."""
+        record = await self._running(call)
+        async with self._control.network_changes.of(record.id):
+            record = await self._running(call)
+            exceptions = self._control.config.egress.exceptions
+            egress, network = check_update(body, record.network, exceptions)
+            order = SetEgress(record.id, egress.allow_internet, egress.policy)
+            try:
+                await self._control.placement.set_egress(order)
+            except SandboxNotFound as error:
+                raise await self._lost(record) from error
+            allows = body.allow_internet_access is not False
+            # A death right here leaves the old row: `reconcile` then takes the node back to what it shows.
+            await self._control.store.sandboxes.set_network(record.team_id, record.id, network, allows)
         return Response(status_code=204)
 
     async def connect(self, call: Call, body: shapes.ConnectBody) -> Response:

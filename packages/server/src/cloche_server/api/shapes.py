@@ -42,6 +42,17 @@ class VolumeMount(msgspec.Struct, frozen=True):
     path: str
 
 
+class NetworkUpdate(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of `PUT /sandboxes/{id}/network`: the egress part, whole; what is left out is cleared."""
+
+    allow_internet_access: bool | None = field(default=None, name="allow_internet_access")
+    allow_out: list[str] | None = None
+    deny_out: list[str] | None = None
+    dns_servers: list[str] | UnsetType = UNSET
+    rules: dict[str, Any] | None = None
+    egress_proxy: dict[str, Any] | None = None
+
+
 class NewSandbox(msgspec.Struct, frozen=True, rename="camel"):
     """Body of `POST /v2/sandboxes`; `POST /sandboxes` has the same fields and another default timeout."""
 

@@ -8,7 +8,6 @@ from cloche_wire.errors import Unimplemented
 _PATHS = (
     ("GET", "/sandboxes/{id}/logs"),
     ("GET", "/v2/sandboxes/{id}/logs"),
-    ("PUT", "/sandboxes/{id}/network"),
     ("POST", "/v3/templates"),
     ("POST", "/v2/templates"),
     ("POST", "/templates"),

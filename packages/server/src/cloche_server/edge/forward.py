@@ -115,7 +115,10 @@ async def _to_sandbox(
             upstream = await connect_agent(socket_path, route.sandbox_id, gateway.table)
             fields = headers.to_agent(request, sender)
         else:
-            upstream = await connect_port(gateway.config.edge_socket, route.sandbox_id, target.port)
+            by_tls = target.port in route.https_ports
+            upstream = await connect_port(
+                gateway.config.edge_socket, route.sandbox_id, target.port, by_tls=by_tls
+            )
             fields = headers.to_user_port(request, sender, _masked_host(route, target.port))
         upgrade = _upgrade(request, {b"websocket"} if is_agent else None)
         outcome = await exchange.relay(upstream, fields, headers.from_sandbox, upgrade)

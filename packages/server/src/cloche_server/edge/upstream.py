@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING
+import ssl
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from cloche_server import link
 from cloche_server.edge.refusal import PORT_CLOSED, Refusal, sandbox_not_found
@@ -25,6 +27,8 @@ DIAL_TIMEOUT_S = 10.0
 ENDING_S = 1.0
 """How long the node may take to say that a sandbox is gone whose agent no longer listens."""
 _RETRY_S = 0.02
+_TLS_OPTIONS: dict[str, Any] = {"server_hostname": "", "ssl_handshake_timeout": 10.0}
+"""No server name is sent: the service is meant by its port."""
 
 
 async def connect_service(path: Path) -> Stream:
@@ -52,11 +56,18 @@ async def connect_agent(path: str, sandbox_id: str, table: RouteTable) -> Stream
         raise sandbox_not_found(sandbox_id) from error
 
 
-async def connect_port(edge_socket: Path, sandbox_id: str, port: int) -> Stream:
+async def connect_port(edge_socket: Path, sandbox_id: str, port: int, *, by_tls: bool) -> Stream:
     """Connect to a port inside a sandbox, through a connection that the node makes there.
 
+    Args:
+        edge_socket: The node's.
+        sandbox_id: Whose port.
+        port: Which.
+        by_tls: Whether the service there speaks TLS (`network.httpsPorts`).
+
     Raises:
-        Refusal: 502, the sandbox is gone or nothing listens; 503, the node does not answer.
+        Refusal: 502, the sandbox is gone, nothing listens, or what listens speaks no TLS; 503, the node does
+        not answer.
     """
     try:
         descriptors = await _dial(edge_socket, Dial(sandbox_id, port))
@@ -73,7 +84,12 @@ async def connect_port(edge_socket: Path, sandbox_id: str, port: int) -> Stream:
     connection = socket.socket(fileno=descriptors[0])
     for surplus in descriptors[1:]:
         socket.close(surplus)
-    return await _adopt(connection)
+    if not by_tls:
+        return await _adopt(connection)
+    try:
+        return await _adopt(connection, _unverified())
+    except OSError as error:  # of which ssl.SSLError is one
+        raise Refusal(502, "The port does not speak TLS", sandbox_id, port) from error
 
 
 async def _dial(edge_socket: Path, dial: Dial) -> list[int]:
@@ -120,10 +136,27 @@ async def _connect_unix(path: str, *, patience_s: float) -> Stream:
         await asyncio.sleep(_RETRY_S)
 
 
-async def _adopt(connection: socket.socket) -> Stream:
+@cache
+def _unverified() -> ssl.SSLContext:
+    """For services inside sandboxes: their certificates prove nothing that the way there does not.
+
+    The connection ends in the sandbox's own network, which nobody else can answer in.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    # Simple servers end TLS by ending the connection; an answer without a length would then be broken off.
+    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
+    return context
+
+
+async def _adopt(connection: socket.socket, tls: ssl.SSLContext | None = None) -> Stream:
     connection.setblocking(False)
+    options = {} if tls is None else _TLS_OPTIONS
     try:
-        _, stream = await asyncio.get_running_loop().create_connection(Stream, sock=connection)
+        _, stream = await asyncio.get_running_loop().create_connection(
+            Stream, sock=connection, ssl=tls, **options
+        )
     except BaseException:
         connection.close()
         raise

@@ -18,6 +18,7 @@ from cloche_server.config import EDGE_UID
 from cloche_server.ids import is_sandbox_id
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, kill, volume_requests
+from cloche_server.node.egress import check_policy
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, SandboxState
@@ -103,6 +104,7 @@ def _check(request: CreateSandbox) -> None:
         raise InvalidArgument(f"not a build id: {request.build_id!r}")
     if min(request.cpu_count, request.memory_mib) < 1 or request.timeout_s < 0:
         raise InvalidArgument("cpu_count, memory_mib and timeout_s are counts")
+    check_policy(request.egress)
 
 
 def _first_record(machine: Machine, request: CreateSandbox) -> Record:
@@ -164,7 +166,8 @@ async def _build(machine: Machine, live: Live, template: _Template) -> None:
 
 def _make_network(machine: Machine, live: Live) -> int:
     record = live.record
-    namespace = machine.network.create(record.slot, online=record.request.allow_internet)
+    request = record.request
+    namespace = machine.network.create(record.slot, request.egress, online=request.allow_internet)
     live.network_namespace = namespace  # kept here: a result that comes after a cancellation would be lost
     return namespace
 

@@ -15,7 +15,7 @@ import structlog
 
 from cloche_server.isolation.base import ProcessIdentity
 from cloche_server.node.lifecycle import State
-from cloche_server.node.messages import CreateSandbox, EndReason, SandboxState
+from cloche_server.node.messages import CreateSandbox, EndReason, SandboxState, SetEgress
 
 log = structlog.get_logger()
 
@@ -39,8 +39,18 @@ class Record(msgspec.Struct, frozen=True):
     def public(self) -> SandboxState:
         """What the api is told."""
         return SandboxState(
-            self.request.sandbox_id, self.request.team_id, self.started_at, self.end_at, self.isolation
+            self.request.sandbox_id,
+            self.request.team_id,
+            self.started_at,
+            self.end_at,
+            self.isolation,
+            self.egress.digest,
         )
+
+    @property
+    def egress(self) -> SetEgress:
+        """What it may reach."""
+        return SetEgress(self.request.sandbox_id, self.request.allow_internet, self.request.egress)
 
 
 class Journal:

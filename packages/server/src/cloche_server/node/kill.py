@@ -88,7 +88,8 @@ async def _remove(machine: Machine, live: Live) -> None:
     if live.network_namespace is not None:
         os.close(live.network_namespace)
         live.network_namespace = None
-    await in_thread(machine.network.remove, record.slot)
+    async with live.policy_turn:
+        await in_thread(machine.network.remove, record.slot)
     machine.trash.put(machine.sockets(sandbox_id))
     machine.trash.put(machine.folder(sandbox_id))
     machine.journal.remove(sandbox_id)

@@ -34,6 +34,8 @@ class Live:
     """Descriptor, for dialling its ports; None while it is being made."""
     builder: asyncio.Task[object] | None = None
     """The task that makes it, as long as a step of that may still leave something behind."""
+    policy_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its policy is changed, and when it is taken away."""
     built: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when no step of its making is under way any more."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,6 +75,13 @@ class Machine:
             raise SandboxNotFound(f"no such sandbox: {sandbox_id}")
         return found
 
+    def at_address(self, address: str) -> Live | None:
+        """The sandbox whose packets bear that address."""
+        for live in self.live.values():
+            if str(self.block.address(live.record.slot)) == address:
+                return live
+        return None
+
     def move(self, live: Live, event: LifecycleEvent) -> None:
         """Take one step of the state table: journal first, then memory.
 
@@ -105,6 +114,7 @@ class Machine:
             access_token=record.request.access_token,
             traffic_token=record.request.traffic_token,
             mask_request_host=record.request.mask_request_host,
+            https_ports=record.request.https_ports,
         )
 
     def publish_route(self, record: Record) -> None:

@@ -5,6 +5,7 @@ Control socket (`Config.node_socket`), method -> params -> result:
     create       CreateSandbox   SandboxState     raises TemplateNotFound, ResourceExhausted, Unavailable,
     Internal kill         KillSandbox     {}               raises SandboxNotFound
     set_timeout  SetTimeout      SandboxState     raises SandboxNotFound
+    set_egress   SetEgress       {}               raises SandboxNotFound, InvalidArgument, Unavailable
     list         {}              [SandboxState]   everything alive on this node
     metrics      MetricsQuery    [SandboxMetrics] of those of the sandboxes that run
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
@@ -29,6 +30,7 @@ Edge socket (`Config.edge_socket`):
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Literal
 
@@ -42,6 +44,15 @@ class VolumeMount(msgspec.Struct, frozen=True):
 
     volume_id: str
     path: str
+
+
+class EgressPolicy(msgspec.Struct, frozen=True):
+    """What one sandbox may reach outside, within what any may. Allow wins over deny; the rest is allowed."""
+
+    allow: tuple[str, ...] = ()
+    """IPv4 networks in CIDR form that do not overlap."""
+    deny: tuple[str, ...] = ()
+    """The same."""
 
 
 class CreateSandbox(msgspec.Struct, frozen=True):
@@ -62,6 +73,9 @@ class CreateSandbox(msgspec.Struct, frozen=True):
     allow_internet: bool = True
     mask_request_host: str | None = None
     volume_mounts: tuple[VolumeMount, ...] = ()
+    egress: EgressPolicy = EgressPolicy()
+    https_ports: tuple[int, ...] = ()
+    """Ports on which the sandbox's services speak TLS."""
 
 
 class SandboxState(msgspec.Struct, frozen=True):
@@ -72,6 +86,8 @@ class SandboxState(msgspec.Struct, frozen=True):
     started_at: datetime
     end_at: datetime
     isolation: str
+    egress_digest: str = ""
+    """Of what it may reach now, so that the control plane can see whether that is what it shows."""
 
 
 class KillSandbox(msgspec.Struct, frozen=True):
@@ -88,6 +104,19 @@ class SetTimeout(msgspec.Struct, frozen=True):
     timeout_s: int
     only_extend: bool = False
     """Leave the end where it is when it already lies later (connect, refreshes)."""
+
+
+class SetEgress(msgspec.Struct, frozen=True):
+    """Replace what one sandbox may reach; it holds for open connections too when the answer comes."""
+
+    sandbox_id: str
+    allow_internet: bool = True
+    egress: EgressPolicy = EgressPolicy()
+
+    @property
+    def digest(self) -> str:
+        """The same for the same policy, whatever the sandbox."""
+        return hashlib.sha256(msgspec.json.encode((self.allow_internet, self.egress))).hexdigest()
 
 
 class SandboxEnded(msgspec.Struct, frozen=True):
@@ -144,6 +173,7 @@ class Route(msgspec.Struct, frozen=True):
     access_token: str
     traffic_token: str | None = None
     mask_request_host: str | None = None
+    https_ports: tuple[int, ...] = ()
 
 
 class RouteGone(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ import structlog
 from cloche_server.node import kill
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
+from cloche_wire.errors import Unavailable
 
 log = structlog.get_logger()
 
@@ -39,7 +40,7 @@ async def reconcile(machine: Machine) -> Reconciled:
         machine.slots.adopt(record.slot)
         live = Live(record)
         machine.live[record.request.sandbox_id] = live
-        if not _adopt(machine, live):
+        if not await _adopt(machine, live):
             lost.append(live)
     await _end(machine, lost)
     strays = await _remove_strays(machine)
@@ -62,7 +63,7 @@ async def _end(machine: Machine, lost: list[Live]) -> None:
         log.warning("node.removal_delayed", left=sum(not live.gone.is_set() for live in lost))
 
 
-def _adopt(machine: Machine, live: Live) -> bool:
+async def _adopt(machine: Machine, live: Live) -> bool:
     record = live.record
     if record.state != "running" or record.boot_id != machine.boot_id or record.init is None:
         return False
@@ -71,6 +72,13 @@ def _adopt(machine: Machine, live: Live) -> bool:
     live.network_namespace = _open_network(record)
     if live.network_namespace is None:
         return False
+    try:
+        # A node that died in the middle of a change has written it down, and perhaps not carried it out.
+        online = record.request.allow_internet
+        await kill.in_thread(machine.network.set_online, record.slot, online=online)
+    except Unavailable as error:
+        log.warning("sandbox.not_adopted", sandbox_id=record.request.sandbox_id, error=str(error))
+        return False  # its namespace's descriptor is closed with all else of it
     kill.watch(machine, live)
     return True
 

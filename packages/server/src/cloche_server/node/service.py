@@ -23,6 +23,7 @@ from cloche_server.node import (
     create,
     dial,
     dns,
+    egress,
     kill,
     messages,
     reaper,
@@ -68,7 +69,8 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
         (config.state_dir / folder).mkdir(mode=mode, parents=True, exist_ok=True)
     network = Network(block, config.egress.exceptions)
     driver.prepare()
-    network.prepare()
+    journal = Journal(config.journal_dir)
+    network.prepare(egress.policies(journal.read_all()))
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     try:
@@ -80,7 +82,7 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
                 block=block,
                 slots=Slots(config.limits.max_sandboxes),
                 network=network,
-                journal=Journal(config.journal_dir),
+                journal=journal,
                 tree=await asyncio.to_thread(runtime_tree.ensure, config.state_dir),
                 tasks=tasks,
                 trash=Trash(config.state_dir / "trash"),
@@ -119,10 +121,8 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
 
 def _online(machine: Machine) -> Callable[[str], bool]:
     def is_online(address: str) -> bool:
-        for live in machine.live.values():
-            if str(machine.block.address(live.record.slot)) == address:
-                return live.record.request.allow_internet
-        return False
+        live = machine.at_address(address)
+        return live is not None and egress.may_ask_names(live.record)
 
     return is_online
 
@@ -150,6 +150,10 @@ def control_handler(machine: Machine, sampler: Sampler) -> link.Handler:
     async def set_timeout(params: msgspec.Raw) -> link.Answer:
         return link.Answer(reaper.set_timeout(machine, _decode(params, messages.SetTimeout)))
 
+    async def set_egress(params: msgspec.Raw) -> link.Answer:
+        await egress.set_egress(machine, _decode(params, messages.SetEgress))
+        return link.Answer({})
+
     async def list_sandboxes(_: msgspec.Raw) -> link.Answer:
         running = [live.record.public() for live in machine.live.values() if live.record.state == "running"]
         return link.Answer(running)
@@ -165,6 +169,22 @@ def control_handler(machine: Machine, sampler: Sampler) -> link.Handler:
     async def watch(_: msgspec.Raw) -> link.Answer:
         return link.Answer({}, events=machine.ends.listen())
 
+    return _dispatch(
+        {
+            "create": create_sandbox,
+            "kill": kill_sandbox,
+            "set_timeout": set_timeout,
+            "set_egress": set_egress,
+            "list": list_sandboxes,
+            "metrics": metrics,
+            "drain": drain,
+            "watch": watch,
+            **_volume_methods(machine),
+        }
+    )
+
+
+def _volume_methods(machine: Machine) -> dict[str, _Method]:
     async def create_volume(params: msgspec.Raw) -> link.Answer:
         await machine.volumes.create(_decode(params, messages.CreateVolume))
         return link.Answer({})
@@ -173,19 +193,7 @@ def control_handler(machine: Machine, sampler: Sampler) -> link.Handler:
         volume_requests.remove(machine, _decode(params, messages.RemoveVolume))
         return link.Answer({})
 
-    return _dispatch(
-        {
-            "create": create_sandbox,
-            "kill": kill_sandbox,
-            "set_timeout": set_timeout,
-            "list": list_sandboxes,
-            "metrics": metrics,
-            "drain": drain,
-            "watch": watch,
-            "create_volume": create_volume,
-            "remove_volume": remove_volume,
-        }
-    )
+    return {"create_volume": create_volume, "remove_volume": remove_volume}
 
 
 def edge_handler(machine: Machine) -> link.Handler:

@@ -11,6 +11,7 @@ from cloche_server.node.messages import (
     SandboxEnded,
     SandboxMetrics,
     SandboxState,
+    SetEgress,
     SetTimeout,
 )
 
@@ -45,6 +46,16 @@ class Placement(Protocol):
 
     async def set_timeout(self, timeout: SetTimeout) -> SandboxState:
         """Move the end of one sandbox.
+
+        Raises:
+            SandboxNotFound: No node has it.
+            Unavailable: No node answers.
+            DeadlineExceeded: The node takes too long.
+        """
+        ...
+
+    async def set_egress(self, order: SetEgress) -> None:
+        """Replace what one sandbox may reach; afterwards that holds for its open connections too.
 
         Raises:
             SandboxNotFound: No node has it.

@@ -18,6 +18,7 @@ from cloche_server.node.messages import (
     SandboxEnded,
     SandboxMetrics,
     SandboxState,
+    SetEgress,
     SetTimeout,
 )
 from cloche_server.placement.base import LinkUp
@@ -64,6 +65,10 @@ class LocalPlacement:
         """See `base.Placement.remove_volume`."""
         request = RemoveVolume(volume_id)
         await _call(self._nodes[0], "remove_volume", request, dict[str, Any], timeout_s=CALL_TIMEOUT_S)
+
+    async def set_egress(self, order: SetEgress) -> None:
+        """See `base.Placement.set_egress`."""
+        await _call(self._nodes[0], "set_egress", order, dict[str, Any], timeout_s=CALL_TIMEOUT_S)
 
     async def list(self) -> Sequence[SandboxState]:
         """See `base.Placement.list`."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, true
 
 from cloche_server.store.events import forget_events
 from cloche_server.store.sandboxes import ALIVE, State, end_rows
@@ -12,6 +13,13 @@ from cloche_server.store.session import Database
 
 ENDED_ROWS_LIFE = timedelta(days=7)
 """How long the row of an ended sandbox is kept."""
+
+
+class ShownEgress(NamedTuple):
+    """Network options as a row has them."""
+
+    network: Mapping[str, Any]
+    allow_internet: bool
 
 
 class Liveness:
@@ -29,6 +37,17 @@ class Liveness:
                 select(sandboxes.c.id, sandboxes.c.state).where(sandboxes.c.state.in_(ALIVE))
             )
             return {row.id: row.state for row in rows}
+
+        return await self._database.read(work)
+
+    async def egress(self, sandbox: str | None = None) -> Mapping[str, ShownEgress]:
+        """What every running sandbox, or this one, is shown to reach."""
+
+        def work(connection: Connection) -> Mapping[str, ShownEgress]:
+            columns = select(sandboxes.c.id, sandboxes.c.network, sandboxes.c.allow_internet)
+            which = true() if sandbox is None else sandboxes.c.id == sandbox
+            rows = connection.execute(columns.where(sandboxes.c.state == "running", which))
+            return {row.id: ShownEgress(row.network, row.allow_internet) for row in rows}
 
         return await self._database.read(work)
 

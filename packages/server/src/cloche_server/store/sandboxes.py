@@ -232,6 +232,20 @@ class Sandboxes:
 
         return await self._database.write(work)
 
+    async def set_network(
+        self, team: TeamId, sandbox: SandboxId, network: Mapping[str, Any], allow_internet: bool
+    ) -> None:
+        """Note network options that the node enforces by now."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                update(sandboxes)
+                .where(_is(team, sandbox))
+                .values(network=network, allow_internet=allow_internet)
+            )
+
+        await self._database.write(work)
+
     async def mark_ended(self, team: TeamId, sandbox: SandboxId, reason: str, at: datetime) -> bool:
         """Alive → ended. False when it had ended before."""
 

@@ -1,0 +1,82 @@
+"""What sandboxes may reach, changed while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
+
+import msgspec
+import structlog
+
+from cloche_server.addresses import EVERYWHERE
+from cloche_server.node import kill
+from cloche_server.node.journal import Record
+from cloche_server.node.machine import Machine
+from cloche_server.node.messages import EgressPolicy, SetEgress
+from cloche_wire.errors import InvalidArgument, SandboxNotFound, Unavailable
+
+log = structlog.get_logger()
+
+
+async def set_egress(machine: Machine, order: SetEgress) -> None:
+    """Replace what a running sandbox may reach.
+
+    Leaves: journalled, and no packet passes by the old policy, also of connections open before. On any error
+    what held before goes on.
+
+    Raises:
+        SandboxNotFound: It does not run.
+        InvalidArgument: The order holds what the api should not have let through.
+        Unavailable: The packet filter does not take it.
+    """
+    check_policy(order.egress)
+    live = machine.find(order.sandbox_id)
+    async with live.policy_turn:
+        machine.find(order.sandbox_id)  # it may have ended while another change was under way
+        before = live.record.egress
+        machine.note(live, _with_egress(live.record, order))
+        try:
+            await kill.in_thread(
+                machine.network.set_policy, live.record.slot, order.egress, online=order.allow_internet
+            )
+        except Unavailable:
+            if live.record.state != "running":
+                raise SandboxNotFound(f"no such sandbox: {order.sandbox_id}") from None
+            machine.note(live, _with_egress(live.record, before))
+            raise
+    log.info("sandbox.egress_set", sandbox_id=order.sandbox_id, online=order.allow_internet)
+
+
+def policies(records: Iterable[Record]) -> dict[int, EgressPolicy]:
+    """The policy of each slot in use, for the table that is loaded at start."""
+    return {record.slot: record.request.egress for record in records}
+
+
+def may_ask_names(record: Record) -> bool:
+    """Whether the sandbox may resolve names.
+
+    Where everything is denied but some addresses, names are of no use, and a way to carry data out.
+    """
+    return record.request.allow_internet and EVERYWHERE not in record.request.egress.deny
+
+
+def check_policy(policy: EgressPolicy) -> None:
+    """Refuse what would become a rule of another meaning: these texts go to nft, as root.
+
+    Raises:
+        InvalidArgument: Not networks in their plain form.
+    """
+    for text in (*policy.allow, *policy.deny):
+        try:
+            is_plain = str(IPv4Network(text)) == text
+        except (AddressValueError, NetmaskValueError, ValueError):
+            is_plain = False
+        if not is_plain:
+            raise InvalidArgument(f"not an IPv4 network: {text[:80]!r}")
+
+
+def _with_egress(record: Record, order: SetEgress) -> Record:
+    request = msgspec.structs.replace(
+        record.request, allow_internet=order.allow_internet, egress=order.egress
+    )
+    return msgspec.structs.replace(record, request=request)

@@ -1,0 +1,122 @@
+"""The packet filter of one block as text for nft: one table, and a chain for each sandbox with a policy.
+
+Sandboxes without a policy share the rules that stand here once, so that making one asks nothing of nft. A
+policy is a chain of its own, found by the sandbox's address in a verdict map: packets of a sandbox never pass
+the rules of another. The chain looks at the first packet's addresses (`ct original`), not at those of the
+packet at hand, so that it is the same for both directions, and it stands before any shortcut for established
+connections: a new policy holds for open ones too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+
+from cloche_server.addresses import ALWAYS_DENIED
+from cloche_server.node.messages import EgressPolicy
+from cloche_server.node.slots import Block
+
+ONLINE_GROUP, OFFLINE_GROUP = 0x636C6F01, 0x636C6F00
+"""Groups of our ends of the veth pairs; what is offline sends and gets nothing from outside."""
+MAX_CONNECTIONS = 4096
+"""Of one sandbox at a time, so that none fills the table that all connections of the machine stand in."""
+
+
+class Ruleset:
+    """Texts for one block. Each is loaded as one transaction: all of it holds, or nothing."""
+
+    def __init__(self, block: Block, exceptions: tuple[str, ...]) -> None:
+        """Take the block that gives addresses and names, and the operator's exceptions to `ALWAYS_DENIED`."""
+        self._block = block
+        self._exceptions = exceptions
+        self.table = f"cloche_{block.number}"
+        """Name of our nftables table, family inet."""
+
+    def whole(self, policies: Mapping[int, EgressPolicy]) -> str:
+        """The whole table with the policies of these slots, in place of an older one."""
+        own, gateway = f'"{self._block.interface_prefix}*"', self._block.gateway
+        excepted = f"ip daddr {{ {', '.join(self._exceptions)} }} return" if self._exceptions else ""
+        return f"""
+table inet {self.table}
+delete table inet {self.table}
+table inet {self.table} {{
+    map policies {{
+        type ipv4_addr : verdict
+    }}
+    set connections {{
+        type ipv4_addr
+        size 1024
+        flags dynamic
+    }}
+    chain input {{
+        type filter hook input priority -10; policy accept;
+        iifname != {own} accept
+        meta nfproto ipv6 drop
+        ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
+        ip daddr {gateway} icmp type echo-request accept
+        ct state established,related accept
+        drop
+    }}
+    chain forward {{
+        type filter hook forward priority -10; policy accept;
+        iifname {own} jump outward
+        oifname {own} jump inward
+    }}
+    chain outward {{
+        iifgroup {OFFLINE_GROUP} drop
+        meta nfproto ipv6 drop
+        oifname "cl*" drop
+        ct state invalid drop
+        jump never
+        ct original ip saddr vmap @policies
+        ct state new add @connections {{ ip saddr ct count over {MAX_CONNECTIONS} }} drop
+        accept
+    }}
+    chain inward {{
+        oifgroup {OFFLINE_GROUP} drop
+        ct state != {{ established, related }} drop
+        ct original ip saddr vmap @policies
+        accept
+    }}
+    chain never {{
+        {excepted}
+        ip daddr {{ {", ".join(ALWAYS_DENIED)} }} drop
+        tcp dport 25 drop
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {self._block.network} oifname != {own} masquerade
+    }}
+}}
+""" + "".join(self.policy(slot, policy) for slot, policy in policies.items() if policy != EgressPolicy())
+
+    def policy(self, slot: int, policy: EgressPolicy) -> str:
+        """The policy of one slot, in place of an older one of that slot."""
+        chain = self._chain(slot)
+        rules = [
+            f"add rule inet {chain} ct original ip daddr {{ {', '.join(networks)} }} {verdict}"
+            for networks, verdict in ((policy.allow, "return"), (policy.deny, "drop"))
+            if networks
+        ]
+        lines = [
+            f"add chain inet {chain}",
+            f"flush chain inet {chain}",
+            *rules,
+            f"add element inet {self.table} policies {{ {self._entry(slot)} }}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def no_policy(self, slot: int) -> str:
+        """Take the policy of one slot away; it has one, or had one when the table was loaded."""
+        chain = self._chain(slot)
+        address: IPv4Address = self._block.address(slot)
+        return (
+            f"delete element inet {self.table} policies {{ {address} }}\n"
+            f"flush chain inet {chain}\ndelete chain inet {chain}\n"
+        )
+
+    def _chain(self, slot: int) -> str:
+        return f"{self.table} sandbox_{slot}"
+
+    def _entry(self, slot: int) -> str:
+        return f"{self._block.address(slot)} : jump sandbox_{slot}"
