@@ -9,6 +9,7 @@ import pytest
 from tests.support import official
 from tests.support.fixtures import NEEDS_A_SERVER, MakeSandbox
 from tests.support.server import Server
+from tests.support.waiting import until
 
 from cloche import Sandbox, SandboxInfo
 
@@ -99,6 +100,16 @@ def test_list_shows_it_and_filters_by_state_and_metadata(
 def test_info_tells_of_one(cli: Cli, sandbox: str) -> None:
     info = _json(cli("sandbox", "info", sandbox, "-f", "json"))
     assert (info["sandboxId"], info["state"]) == (sandbox, "running")
+
+
+def test_metrics_are_printed(cli: Cli, sandbox: str) -> None:
+    # Measured every 5 s, so there may be none at first.
+    def printed() -> bool:
+        done = cli("sandbox", "metrics", sandbox, "--format", "json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return "cpu" in done.stdout.lower()
+
+    until(printed, within_s=60, what="metrics of the sandbox")
 
 
 def test_template_list_shows_the_default_one(cli: Cli) -> None:

@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { AuthenticationError, NotFoundError, Sandbox, SandboxNotFoundError } from "@e2b/code-interpreter";
 import { Sandbox as CoreSandbox } from "e2b";
 
-import { own, shared } from "./sandboxes.mjs";
+import { own, shared, until } from "./sandboxes.mjs";
 
 const sandbox = shared();
 
@@ -53,6 +53,21 @@ test("js: set timeout moves the end both ways", async () => {
     await created.setTimeout(60_000);
     assert.ok((await left()) < 100_000);
   });
+});
+
+test("js: metrics tell what it uses, bucket by bucket", async () => {
+  // Measured every 5 s, so there are none at first.
+  const found = await until(async () => {
+    const metrics = await sandbox.it.getMetrics();
+    return metrics.length > 0 && metrics;
+  });
+  const latest = found.at(-1);
+  assert.ok(latest.timestamp instanceof Date);
+  assert.ok(latest.cpuCount >= 1 && latest.cpuUsedPct >= 0);
+  assert.ok(latest.memUsed > 0 && latest.memUsed <= latest.memTotal);
+  assert.ok(latest.diskTotal > 0);
+  const later = new Date(Date.now() + 3_600_000);
+  assert.deepEqual(await sandbox.it.getMetrics({ start: later }), []);
 });
 
 test("js: kill ends it at once and only once", async () => {

@@ -1,5 +1,6 @@
 // Sandboxes for tests: one that a file shares, fresh ones for those that change something for good.
 import { after, before } from "node:test";
+import { setTimeout as pause } from "node:timers/promises";
 
 import { Sandbox } from "@e2b/code-interpreter";
 
@@ -32,4 +33,13 @@ export function promised() {
     keep = resolve;
   });
   return { promise, keep };
+}
+
+/** Ask again and again until the answer is not empty, and return it. */
+export async function until(look) {
+  for (;;) {
+    const answer = await look();
+    if (answer) return answer;
+    await pause(200);
+  }
 }
