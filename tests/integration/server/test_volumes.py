@@ -191,6 +191,30 @@ def test_a_killed_server_leaves_nothing_of_unused_volumes_and_finds_used_ones(
     unused.remove()
 
 
+def test_without_a_quota_a_volume_is_a_plain_folder_that_works_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Where the operator chose so: shared, owned and served as ever, without a loop device or a limit."""
+    state = tmp_path_factory.mktemp("none") / "state"
+    state.mkdir()
+    (state / "config.toml").write_text('[volumes]\nquota = "none"\n')
+    STATES.add(state)
+    server = Server(state).start()
+    try:
+        made = make(server, "plain")
+        with sandbox_with(server, {"/data": "plain"}) as a, sandbox_with(server, {"/d": "plain"}) as b:
+            assert root(a, "echo x > /data/file && chown 33:34 /data/file").code == 0
+            assert run(b, "stat -c %u:%g /d/file && touch /d/own").out.strip() == "33:34"
+            told = made.content("GET", "path", "/file").json()
+            assert (told["uid"], told["gid"]) == (33, 34)
+            assert loops(server) == []
+            a.kill(), b.kill()
+        assert made.content("DELETE", "path", "/file").status_code == 204
+        made.remove()
+    finally:
+        server.stop()
+
+
 def test_our_own_client_mounts_writes_and_reads(server: Server) -> None:
     """The same through `cloche`: a volume object at a path, content from inside and outside."""
     options = {"api_url": server.url, "sandbox_url": server.url, "api_key": server.key}

@@ -1,6 +1,8 @@
 """What the content of a volume answers, and that no answer comes from outside of it."""
 
+import fcntl
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -187,6 +189,16 @@ async def test_what_is_no_file_is_not_read_and_holds_nothing_up(content: Content
         told = (await content.ask("GET", "path", "/fifo")).json()
         assert told["type"] == "unknown"
         assert (await content.ask("PATCH", "path", "/socket", json={"mode": 0o777})).status_code == 400
+
+
+async def test_a_lease_of_a_sandbox_holds_nothing_up(content: Content) -> None:
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    leased = os.open(content.folder / "leased", os.O_RDWR | os.O_CREAT)
+    fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    assert (await content.ask("GET", "file", "/leased")).status_code == 409
+    assert (await content.ask("GET", "path", "/leased")).status_code == 200
+    assert (await content.write("/leased", b"x", force="true")).status_code == 201
+    os.close(leased)
 
 
 async def test_modes_and_owners_are_changed(content: Content) -> None:

@@ -31,12 +31,12 @@ _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 _ATTEMPTS = 64
 _MKFS_TIMEOUT_S = 120
 _OPTIONS: dict[str, str | None] = {
-    # What is deleted inside is given back to the host's disk.
-    "discard": None,
     # The file is new and sparse: its inode tables are zero already, and stay holes.
     "noinit_itable": None,
     "errors": "remount-ro",
 }
+_GIVES_BACK: dict[str, str | None] = {"discard": None}
+"""What is deleted inside is given back to the host's disk; not where the space is to be kept."""
 
 
 def make(path: Path, size_bytes: int, inodes: int, *, preallocate: bool) -> None:
@@ -91,11 +91,16 @@ def mount(path: Path) -> int:
         return syscalls.mount_file_system(
             "ext4",
             f"/proc/self/fd/{device}",
-            _OPTIONS,
+            _OPTIONS if _is_preallocated(path) else _OPTIONS | _GIVES_BACK,
             syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV,
         )
     finally:
         os.close(device)
+
+
+def _is_preallocated(path: Path) -> bool:
+    status = path.stat()
+    return status.st_blocks * 512 >= status.st_size
 
 
 def _attached(path: Path) -> int | None:

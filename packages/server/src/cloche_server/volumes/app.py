@@ -24,6 +24,7 @@ from cloche_server.volumes.changes import Attributes
 from cloche_wire.errors import (
     AlreadyExists,
     ClocheError,
+    Conflict,
     InvalidArgument,
     NotEnoughSpace,
     NotFound,
@@ -279,6 +280,8 @@ _KINDS: dict[int, type[ClocheError]] = {
     errno.ENAMETOOLONG: InvalidArgument,
     errno.EXDEV: InvalidArgument,
     errno.EINVAL: InvalidArgument,
+    errno.EAGAIN: Conflict,  # a lease of a sandbox, which nobody waits for here
+    errno.ENOTEMPTY: Conflict,
     errno.EMLINK: NotEnoughSpace,
     errno.ENOSPC: NotEnoughSpace,
     errno.EDQUOT: NotEnoughSpace,
