@@ -6,9 +6,10 @@ import base64
 import contextlib
 import tracemalloc
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
-from tests.unit.agent.running_agent import Agent, Result, StreamError, collect
+from tests.unit.agent.running_agent import Agent, Result, StreamError, collect, running_agent
 
 from cloche_agent.process.history import History, share
 
@@ -75,12 +76,14 @@ def test_process_that_ended_a_moment_ago_is_replayed_too(agent: Agent) -> None:
     assert (plain.stdout, plain.end) == (b"", first.end)
 
 
-def test_only_the_last_output_is_kept_and_the_answer_says_from_where(agent: Agent) -> None:
-    first = agent.run("sh", "-c", "head -c 3000000 /dev/zero; printf end")
-    stream = agent.stream("process.Process/Connect", {"process": {"pid": first.pid}}, **{HEADER: "0"})
-    begin = int(stream.header(HEADER) or "")
+def test_only_the_last_output_is_kept_and_the_answer_says_from_where(tmp_path: Path) -> None:
+    """Of one process alone in its sandbox; many share, as the last test here claims."""
+    with running_agent(tmp_path) as agent:
+        first = agent.run("sh", "-c", "head -c 3000000 /dev/zero; printf end")
+        stream = agent.stream("process.Process/Connect", {"process": {"pid": first.pid}}, **{HEADER: "0"})
+        begin = int(stream.header(HEADER) or "")
+        again = collect(stream)
     assert 3_000_003 - 256 * 1024 <= begin < 3_000_003 - 128 * 1024
-    again = collect(stream)
     assert len(again.stdout) == 3_000_003 - begin
     assert again.stdout.endswith(b"\0end")
 

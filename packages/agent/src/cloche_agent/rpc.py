@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cloche_agent.http import AbortConnection, Headers, Request, Response
-from cloche_wire import connect, proto_json
+from cloche_wire import connect, proto_binary, proto_json
 from cloche_wire.errors import (
     ClocheError,
     DeadlineExceeded,
@@ -74,16 +74,17 @@ class Router:
         """Serve a method that takes one message and gives one."""
 
         async def serve(request: Request, call: Call) -> Response:
-            _require(request, connect.UNARY_JSON)
+            is_binary = _is_binary(request, connect.UNARY_JSON, connect.UNARY_PROTO)
             try:
-                message = proto_json.decode(request_type, await _unary_body(request))
+                message = _decode(request_type, await _unary_body(request), is_binary=is_binary)
                 async with asyncio.timeout_at(call.deadline):
                     answer = await method(message, call)
             except TimeoutError:
                 return _unary_error(_deadline_exceeded())
             except ClocheError as error:
                 return _unary_error(error)
-            return Response(200, [("content-type", connect.UNARY_JSON)], proto_json.encode(answer))
+            kind = connect.UNARY_PROTO if is_binary else connect.UNARY_JSON
+            return Response(200, [("content-type", kind)], _encode(answer, is_binary=is_binary))
 
         self._routes[rpc.path] = serve
 
@@ -91,18 +92,22 @@ class Router:
         """Serve a method that takes one message and gives many. The method keeps the deadline itself."""
 
         async def serve(request: Request, call: Call) -> Response:
-            _require(request, connect.STREAM_JSON)
+            is_binary = _is_binary(request, connect.STREAM_JSON, connect.STREAM_PROTO)
 
             # Nothing is answered before the request is complete: the Python client (connectrpc 0.12 over
             # pyqwest) stops sending its message when the head of an answer overtakes it.
             try:
-                messages = [message async for message in _messages(request, request_type)]
+                messages = [
+                    message async for message in _messages(request, request_type, is_binary=is_binary)
+                ]
                 if len(messages) != 1:
                     raise InvalidArgument(f"expected one message, got {len(messages)}")
                 frames = method(messages[0], call)
             except ClocheError as error:
-                return _stream(_failed(error))
-            return _stream(frames, call.answer_headers)
+                return _stream(_failed(error), is_binary=is_binary)
+            if is_binary:
+                frames = _in_binary(frames, rpc.response)
+            return _stream(frames, is_binary=is_binary, headers=call.answer_headers)
 
         self._routes[rpc.path] = serve
 
@@ -110,16 +115,16 @@ class Router:
         """Serve a method that takes many messages and gives one when the client has ended its side."""
 
         async def serve(request: Request, call: Call) -> Response:
-            _require(request, connect.STREAM_JSON)
-
+            is_binary = _is_binary(request, connect.STREAM_JSON, connect.STREAM_PROTO)
             try:
                 async with asyncio.timeout_at(call.deadline):
-                    answer = await method(_messages(request, request_type), call)
+                    answer = await method(_messages(request, request_type, is_binary=is_binary), call)
             except TimeoutError:
-                return _stream(_failed(_deadline_exceeded()))
+                return _stream(_failed(_deadline_exceeded()), is_binary=is_binary)
             except ClocheError as error:
-                return _stream(_failed(error))
-            return _stream(_single(frame(answer)))
+                return _stream(_failed(error), is_binary=is_binary)
+            body = connect.encode_envelope(0, _encode(answer, is_binary=is_binary))
+            return _stream(_single(body), is_binary=is_binary)
 
         self._routes[rpc.path] = serve
 
@@ -133,8 +138,7 @@ class Router:
         try:
             call = _call(request)
         except ClocheError as error:
-            is_stream = _content_type(request) == connect.STREAM_JSON
-            return _stream(_failed(error)) if is_stream else _unary_error(error)
+            return _refused(request, error)
         return await route(request, call)
 
 
@@ -166,10 +170,12 @@ def basic_user(request: Request) -> str | None:
     return name or None if colon else None
 
 
-def _require(request: Request, content_type: str) -> None:
+def _is_binary(request: Request, json: str, binary: str) -> bool:
+    """Whether the messages of a call are binary; its answer's are then too."""
     found = _content_type(request)
-    if found != content_type:
-        raise _UnsupportedMediaType(f"content type is not {content_type}: {found}")
+    if found not in (json, binary):
+        raise _UnsupportedMediaType(f"content type is neither {json} nor {binary}: {found}")
+    return found == binary
 
 
 def _content_type(request: Request) -> str:
@@ -197,12 +203,33 @@ async def _unary_body(request: Request) -> bytes:
     return body
 
 
-async def _messages(request: Request, request_type: type[Q]) -> AsyncIterator[Q]:
+def _decode(request_type: type[Q], data: bytes, *, is_binary: bool) -> Q:
+    return proto_binary.decode(request_type, data) if is_binary else proto_json.decode(request_type, data)
+
+
+def _encode(message: Message, *, is_binary: bool) -> bytes:
+    return proto_binary.encode(message) if is_binary else proto_json.encode(message)
+
+
+async def _messages(request: Request, request_type: type[Q], *, is_binary: bool) -> AsyncIterator[Q]:
     decoder = connect.EnvelopeDecoder(_LARGEST_MESSAGE_BYTES)
     async for piece in request.stream():
         for envelope in decoder.feed(piece):
-            yield proto_json.decode(request_type, envelope.data)
+            yield _decode(request_type, envelope.data, is_binary=is_binary)
     decoder.close()
+
+
+async def _in_binary(frames: Frames, response_type: type[Message]) -> Frames:
+    """The same messages in the other codec.
+
+    Over their JSON, since that is how a piece of output is framed once for all who listen: the codec of few
+    clients may cost more.
+    """
+    decoder = connect.EnvelopeDecoder(_LARGEST_MESSAGE_BYTES)
+    async with aclosing(frames):
+        async for item in frames:
+            messages = [proto_json.decode(response_type, one.data) for one in decoder.feed(item)]
+            yield b"".join(connect.encode_envelope(0, proto_binary.encode(one)) for one in messages)
 
 
 def _unary_error(error: ClocheError, *, status: int | None = None) -> Response:
@@ -220,8 +247,16 @@ async def _failed(error: ClocheError) -> Frames:
     raise error
 
 
-def _stream(frames: Frames, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    """The answer of a streaming method: always 200, what happened is told by the last envelope."""
+def _refused(request: Request, error: ClocheError) -> Response:
+    """The answer to a call whose headers are wrong, in the form that its kind of call reads errors in."""
+    kind = _content_type(request)
+    if kind in (connect.STREAM_JSON, connect.STREAM_PROTO):
+        return _stream(_failed(error), is_binary=kind == connect.STREAM_PROTO)
+    return _unary_error(error)
+
+
+def _stream(frames: Frames, *, is_binary: bool, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """The answer of a streaming method: always 200, what happened is told by the last envelope, in JSON."""
 
     async def body() -> AsyncGenerator[bytes, None]:
         failure: ClocheError | None = None
@@ -238,5 +273,6 @@ def _stream(frames: Frames, headers: Iterable[tuple[str, str]] = ()) -> Response
                 failure = Internal("internal error")
         yield connect.end_stream(failure)
 
-    fixed = [("content-type", connect.STREAM_JSON), ("cache-control", "no-store")]
+    kind = connect.STREAM_PROTO if is_binary else connect.STREAM_JSON
+    fixed = [("content-type", kind), ("cache-control", "no-store")]
     return Response(200, [*fixed, *headers], body())

@@ -1,8 +1,8 @@
-"""The Connect protocol as far as the daemon speaks it: JSON codec, no compression, sans-I/O.
+"""The Connect protocol as far as the daemon speaks it: JSON and binary, no compression, sans-I/O.
 
-Source: connectrpc.com/docs/protocol. A unary call is a plain POST of one JSON message; an error is an HTTP
+Source: connectrpc.com/docs/protocol. A unary call is a plain POST of one message; an error is an HTTP
     status with a JSON body. A stream is a POST whose bodies are envelopes: one flag byte, four bytes of
-    length (big endian), one JSON message. The last envelope of an answer carries flag 2 and tells how the
+    length (big endian), one message. The last envelope of an answer carries flag 2 and tells how the
     stream ended; an answer without it was cut off.
 """
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 UNARY_JSON: Final = "application/json"
 STREAM_JSON: Final = "application/connect+json"
+UNARY_PROTO: Final = "application/proto"
+STREAM_PROTO: Final = "application/connect+proto"
 PROTOCOL_VERSION_HEADER: Final = "Connect-Protocol-Version"
 TIMEOUT_HEADER: Final = "Connect-Timeout-Ms"
 

@@ -9,7 +9,7 @@ strings, null for unset, unknown fields ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from cloche_wire import proto_scalars
@@ -42,7 +42,15 @@ def to_dict(message: Message) -> dict[str, Any]:
     Raises:
         InvalidArgument: Two members of a oneof are set; the field path names the second.
     """
-    written: dict[str, Any] = {}
+    return {field.json_name: _write_field(field.spec, value) for field, value in present_fields(message)}
+
+
+def present_fields(message: Message) -> Iterator[tuple[NamedField, Any]]:
+    """The fields that are to be written, with their values, in order of their numbers.
+
+    Raises:
+        InvalidArgument: Two members of a oneof are set; the field path names the second.
+    """
     chosen: set[str] = set()
     for field in table_of(type(message)).fields:
         spec = field.spec
@@ -53,8 +61,7 @@ def to_dict(message: Message) -> dict[str, Any]:
             if spec.oneof in chosen:
                 raise InvalidArgument(f"second member of oneof {spec.oneof}: {field.name}")
             chosen.add(spec.oneof)
-        written[field.json_name] = _write_field(spec, value)
-    return written
+        yield field, value
 
 
 def decode(cls: type[M], data: bytes) -> M:
