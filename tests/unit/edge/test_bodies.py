@@ -22,7 +22,7 @@ def decode(data: bytes, cuts: list[int]) -> tuple[bytes, ChunkedDecoder]:
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.lists(st.integers(0, 300), max_size=8))
 def test_chunks_come_back_whole_however_they_are_cut(chunks: list[bytes], cuts: list[int]) -> None:
-    data = b"".join(map(encode_chunk, chunks)) + encode_end([(b"X-Sum", b"1")])
+    data = b"".join(b"".join(encode_chunk([chunk])) for chunk in chunks) + encode_end([(b"X-Sum", b"1")])
     payload, decoder = decode(data, cuts)
     assert (payload, decoder.is_done, decoder.trailers) == (b"".join(chunks), True, [(b"X-Sum", b"1")])
 
@@ -75,3 +75,10 @@ def test_a_length_ends_the_body_and_keeps_what_follows() -> None:
     assert decoder.feed(b"abc") == [b"abc"]
     assert decoder.feed(b"defg") == [b"de"]
     assert (decoder.is_done, decoder.rest) == (True, b"fg")
+
+
+def test_payload_is_not_copied_and_leaves_as_one_chunk() -> None:
+    data = b"".join(b"".join(encode_chunk([bytes([letter]) * 1000])) for letter in b"abc")
+    pieces = ChunkedDecoder().feed(data)
+    assert [isinstance(piece, memoryview) and piece.obj is data for piece in pieces] == [True] * 3
+    assert b"".join(encode_chunk(pieces)) == b"bb8\r\n" + b"a" * 1000 + b"b" * 1000 + b"c" * 1000 + b"\r\n"

@@ -8,6 +8,7 @@ payload passes the edge.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ _NO_TRAILERS = {
 }
 
 
+Pieces = Sequence[bytes | memoryview]
+"""Payload, cut as it came."""
+
+
 class BodyError(Exception):
     """The body is not framed as its head promised."""
 
@@ -45,8 +50,8 @@ class Decoder(Protocol):
     ends_with_connection: bool
     """Whether the end of the connection is the end of the body, rather than a failure."""
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the payload in `data`.
+    def feed(self, data: bytes) -> Pieces:
+        """Return the payload in `data`, which nothing may be done with but send it: it is not copied.
 
         Raises:
             BodyError: The framing is broken.
@@ -64,7 +69,7 @@ class LengthDecoder:
         self.is_done = length == 0
         self.rest = b""
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> Pieces:
         """See `Decoder.feed`."""
         if len(data) > self._left:
             data, self.rest = data[: self._left], data[self._left :]
@@ -82,7 +87,7 @@ class ConnectionDecoder:
         self.is_done = False
         self.rest = b""
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> Pieces:
         """See `Decoder.feed`."""
         return [data]
 
@@ -99,75 +104,65 @@ class ChunkedDecoder:
         self._left = 0
         self._line = b""
         self._trailer_bytes = 0
-        self._step = self._size_line
+        self._read_line = self._size_line
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> Pieces:
         """See `Decoder.feed`."""
-        pieces: list[bytes] = []
-        while data and not self.is_done:
-            data = self._step(data, pieces)
-        self.rest = data
+        pieces: list[bytes | memoryview] = []
+        payload = memoryview(data)
+        at, end = 0, len(data)
+        while at < end and not self.is_done:
+            if self._left:
+                piece = payload[at : at + self._left]
+                pieces.append(piece)
+                self._left -= len(piece)
+                at += len(piece)
+                if self._left == 0:
+                    self._read_line = self._chunk_end
+            else:
+                at = self._take_line(data, at)
+        self.rest = data[at:]
         return pieces
 
-    def _size_line(self, data: bytes, pieces: list[bytes]) -> bytes:
-        del pieces
-        line, data = self._take_line(data)
-        if line is None:
-            return data
+    def _take_line(self, data: bytes, at: int) -> int:
+        """Read a line, or what there is of it; where the next thing begins."""
+        end = data.find(b"\n", at)
+        self._line += data[at:] if end < 0 else data[at:end]
+        if len(self._line) > MAX_CHUNK_LINE_BYTES:
+            raise BodyError("chunk line is too long")
+        if end < 0:
+            if self._read_line == self._chunk_end and self._line != b"\r":
+                raise BodyError("a chunk is longer than its size")
+            return len(data)
+        line, self._line = self._line, b""
+        if not line.endswith(b"\r"):
+            raise BodyError("a line of the chunked body ends without a carriage return")
+        self._read_line(line[:-1])
+        return end + 1
+
+    def _size_line(self, line: bytes) -> None:
         match = _CHUNK_LINE.match(line)
         if match is None:
             raise BodyError("malformed chunk size")
         self._left = int(match[1], 16)
-        self._step = self._payload if self._left else self._trailer_line
-        return data
-
-    def _payload(self, data: bytes, pieces: list[bytes]) -> bytes:
-        piece = data if len(data) <= self._left else data[: self._left]
-        pieces.append(piece)
-        self._left -= len(piece)
         if self._left == 0:
-            self._step = self._chunk_end
-        return data[len(piece) :]
+            self._read_line = self._trailer_line
 
-    def _chunk_end(self, data: bytes, pieces: list[bytes]) -> bytes:
-        del pieces
-        line, data = self._take_line(data)
+    def _chunk_end(self, line: bytes) -> None:
         if line:
             raise BodyError("a chunk is longer than its size")
-        if line is not None:
-            self._step = self._size_line
-        elif self._line not in {b"", b"\r"}:
-            raise BodyError("a chunk is longer than its size")
-        return data
+        self._read_line = self._size_line
 
-    def _trailer_line(self, data: bytes, pieces: list[bytes]) -> bytes:
-        del pieces
-        line, data = self._take_line(data)
-        if line is None:
-            return data
+    def _trailer_line(self, line: bytes) -> None:
         if not line:
             self.is_done = True
-            return data
+            return
         self._trailer_bytes += len(line)
         match = _TRAILER.match(line)
         if match is None or self._trailer_bytes > MAX_TRAILER_BYTES:
             raise BodyError("malformed trailer")
         if match[1].lower() not in _NO_TRAILERS:
             self.trailers.append((match[1], match[2]))
-        return data
-
-    def _take_line(self, data: bytes) -> tuple[bytes | None, bytes]:
-        """Return the line that ends in `data`, or None while it goes on, and what follows it."""
-        end = data.find(b"\n")
-        self._line += data if end < 0 else data[:end]
-        if len(self._line) > MAX_CHUNK_LINE_BYTES:
-            raise BodyError("chunk line is too long")
-        if end < 0:
-            return None, b""
-        line, self._line = self._line, b""
-        if not line.endswith(b"\r"):
-            raise BodyError("a line of the chunked body ends without a carriage return")
-        return line[:-1], data[end + 1 :]
 
 
 def request_decoder(request: RequestHead) -> Decoder:
@@ -188,9 +183,10 @@ def answer_decoder(method: bytes, answer: AnswerHead) -> Decoder:
     return ConnectionDecoder()
 
 
-def encode_chunk(piece: bytes) -> bytes:
-    """Frame one piece as one chunk."""
-    return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
+def encode_chunk(pieces: Pieces) -> Pieces:
+    """Frame pieces as one chunk, whatever chunks they came in."""
+    size = sum(map(len, pieces))
+    return [b"%x\r\n" % size, *pieces, b"\r\n"] if size else []
 
 
 def encode_end(trailers: Fields) -> bytes:

@@ -12,6 +12,7 @@ from cloche_server.edge.bodies import (
     ChunkedDecoder,
     Decoder,
     LengthDecoder,
+    Pieces,
     answer_decoder,
     encode_chunk,
     encode_end,
@@ -120,7 +121,7 @@ class Exchange:
             fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
         head = write_head(b"%b %b HTTP/1.1" % (request.method, request.target), fields)
         try:
-            upstream.write(head + self._next_of_body(decoder, self.client.take()))
+            upstream.write(head, *self._next_of_body(decoder, self.client.take()))
         except BodyError as error:
             self._refuse_body(error, upstream)
             return False
@@ -130,34 +131,32 @@ class Exchange:
         return True
 
     async def _relay_body(self, upstream: Stream, decoder: Decoder) -> None:
+        def take(data: bytes) -> bool:
+            upstream.write(*self._next_of_body(decoder, data))
+            return not self.body_is_read
+
         try:
-            while not self.body_is_read:
-                data = await self.client.read()
-                if not data:
-                    upstream.abort()  # the client left in the middle: the upstream must not see an end
-                    return
-                upstream.write(self._next_of_body(decoder, data))
-                if not self.body_is_read:
-                    await upstream.drain()
+            if not await self.client.deliver(take, upstream):
+                upstream.abort()  # the client left in the middle: the upstream must not see an end
         except BodyError as error:
             self._refuse_body(error, upstream)
         except ConnectionResetError:
             return  # the upstream takes no more; it may have answered before, which the other half finds
 
-    def _next_of_body(self, decoder: Decoder, data: bytes) -> bytes:
+    def _next_of_body(self, decoder: Decoder, data: bytes) -> Pieces:
         """Return what the upstream gets for `data`; what lies behind the end of the body goes back."""
         if self.body_is_read:
             self.client.unread(data)
-            return b""
+            return ()
         pieces = decoder.feed(data)
         if isinstance(decoder, ChunkedDecoder):
-            pieces = [encode_chunk(piece) for piece in pieces]
+            pieces = encode_chunk(pieces)
             if decoder.is_done:
-                pieces.append(encode_end([]))
+                pieces = [*pieces, encode_end([])]
         if decoder.is_done:
             self.client.unread(decoder.rest)
             self.body_is_read = True
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return pieces
 
     def _refuse_body(self, error: BodyError, upstream: Stream) -> None:
         self.refusal = Refusal(400, f"malformed request body: {error}", closes=True)
@@ -208,26 +207,28 @@ class Exchange:
         is_chunked = framing == _CHUNKED
         reuse = self.body_is_read and not self.request.closes
         fields = [*fields, *([framing] if framing else []), *([] if reuse else [(b"Connection", b"close")])]
-        out = [write_head(b"HTTP/1.1 %d %b" % (answer.status, answer.reason), fields)]
-        data = upstream.take()  # what came along with the head leaves with the head
-        while not decoder.is_done:
-            if data:
-                pieces = decoder.feed(data)
-                out += [encode_chunk(piece) for piece in pieces] if is_chunked else pieces
-                if decoder.is_done:
-                    break
-            if out:
-                self.client.write(out[0] if len(out) == 1 else b"".join(out))
+        out: list[bytes | memoryview] = [
+            write_head(b"HTTP/1.1 %d %b" % (answer.status, answer.reason), fields)
+        ]
+
+        def take(data: bytes) -> bool:
+            pieces = decoder.feed(data)
+            out.extend(encode_chunk(pieces) if is_chunked else pieces)
+            if not decoder.is_done:  # else the last piece and the end of the body leave together
+                self.client.write(*out)
                 out.clear()
-                await self.client.drain()
-            data = await upstream.read()
-            if not data:
-                if self.is_cut or upstream.is_broken or not decoder.ends_with_connection:
-                    return self._break_off()
-                break
+            return not decoder.is_done
+
+        data = upstream.take()  # what came along with the head leaves with the head
+        if not decoder.is_done and (not data or take(data)):
+            self.client.write(*out)
+            out.clear()
+            ended = not await upstream.deliver(take, self.client)
+            if ended and (self.is_cut or upstream.is_broken or not decoder.ends_with_connection):
+                return self._break_off()
         if is_chunked and self._has_body(answer):
             out.append(encode_end(decoder.trailers if isinstance(decoder, ChunkedDecoder) else []))
-        self.client.write(b"".join(out))
+        self.client.write(*out)
         await self.client.drain()
         return Outcome.REUSE if reuse else Outcome.CLOSE
 

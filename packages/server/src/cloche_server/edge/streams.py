@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,14 @@ top."""
 WRITE_HIGH_BYTES = 256 * 1024
 """Unsent bytes at which `drain` begins to wait."""
 _LAST_READ_BYTES = 1024 * 1024
+
+
+class _Delivery(NamedTuple):
+    """Who gets what arrives, and the future of the task that waits for the end of that."""
+
+    take: Callable[[bytes], bool]
+    sink: Stream
+    has_enough: asyncio.Future[bool]
 
 
 class Stream(asyncio.Protocol):
@@ -39,6 +47,7 @@ class Stream(asyncio.Protocol):
         """Whether the peer broke the connection instead of ending it."""
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self._delivery: _Delivery | None = None
         self._is_clogged = False
         self.on_eof: Callable[[], None] | None = None
         """Called once when the peer has ended its side or the connection broke, whoever reads at that
@@ -54,6 +63,9 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self._delivery is not None and not self._delivery.has_enough.done():
+            self._hand_over(self._delivery, data)
+            return
         self._pieces.append(data)
         self._unread_bytes += len(data)
         if self._unread_bytes > READ_HIGH_BYTES and not self._is_paused:
@@ -104,6 +116,11 @@ class Stream(asyncio.Protocol):
         """Whether the peer has ended its side; pieces may still be unread."""
         return self._at_eof
 
+    @property
+    def is_clogged(self) -> bool:
+        """Whether `drain` would wait, or raise."""
+        return self._is_clogged or self.is_lost
+
     async def read(self) -> bytes:
         """Return the next piece, or `b""` when the peer has ended its side or the connection broke."""
         await self.wait_readable()
@@ -136,10 +153,39 @@ class Stream(asyncio.Protocol):
             finally:
                 self._reader = None
 
-    def write(self, data: bytes) -> None:
+    async def deliver(self, take: Callable[[bytes], bool], sink: Stream) -> bool:
+        """Pass on what arrives in the very moment, with no task woken in between.
+
+        Args:
+            take: Gets each piece and writes it to `sink`; tells whether it wants more. What it raises is
+                raised here.
+            sink: Nothing is handed over while it is clogged.
+
+        Returns:
+            Whether `take` had enough; False when the input ended before.
+
+        Raises:
+            ConnectionResetError: The sink is lost.
+        """
+        while True:
+            await sink.drain()
+            while self._pieces:
+                if not take(self.take()):
+                    return True
+                await sink.drain()
+            if self._at_eof:
+                return False
+            self._delivery = _Delivery(take, sink, asyncio.get_running_loop().create_future())
+            try:
+                if await self._delivery.has_enough:
+                    return True
+            finally:
+                self._delivery = None
+
+    def write(self, *pieces: bytes | memoryview) -> None:
         """Send or queue; call `drain` afterwards. On a lost connection it is dropped."""
-        if not self.is_lost:
-            self._transport.write(data)
+        if pieces and not self.is_lost:
+            self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     async def drain(self) -> None:
         """Wait until little enough is queued.
@@ -193,8 +239,19 @@ class Stream(asyncio.Protocol):
             return
         self._at_eof = True
         self._wake_reader()
+        if self._delivery is not None and not self._delivery.has_enough.done():
+            self._delivery.has_enough.set_result(False)
         if self.on_eof is not None:
             self.on_eof()
+
+    def _hand_over(self, delivery: _Delivery, data: bytes) -> None:
+        try:
+            wants_more = delivery.take(data)
+        except Exception as error:  # noqa: BLE001 - it is for who waits, and not for the event loop
+            delivery.has_enough.set_exception(error)
+            return
+        if not wants_more or delivery.sink.is_clogged:
+            delivery.has_enough.set_result(not wants_more)
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
