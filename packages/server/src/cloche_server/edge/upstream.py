@@ -26,6 +26,9 @@ NODE_PATIENCE_S = 5.0
 DIAL_TIMEOUT_S = 10.0
 ENDING_S = 1.0
 """How long the node may take to say that a sandbox is gone whose agent no longer listens."""
+SEND_BUFFER_BYTES = 256 * 1024
+"""The kernel doubles it: a piece as it is received (256 KiB) leaves at once then. Of its own 208 KiB the rest
+of each would be copied, and wait for another turn of the event loop."""
 _RETRY_S = 0.02
 _TLS_OPTIONS: dict[str, Any] = {"server_hostname": "", "ssl_handshake_timeout": 10.0}
 """No server name is sent: the service is meant by its port."""
@@ -123,6 +126,7 @@ async def _connect_unix(path: str, *, patience_s: float) -> Stream:
         connection = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
             connection.connect(path)
             return await _adopt(connection)
