@@ -11,6 +11,8 @@ from cloche_server.node.messages import (
     CreateSandbox,
     CreateVolume,
     EndReason,
+    LogEntry,
+    LogsQuery,
     MetricPoint,
     MetricsQuery,
     SandboxEnded,
@@ -48,6 +50,8 @@ class FakePlacement:
         """Set when `create` is called."""
         self.points: list[MetricPoint] = []
         """What every sandbox has used."""
+        self.logged: dict[str, list[LogEntry]] = {}
+        """What has happened in each sandbox."""
         self._events: list[SandboxEnded] = []
         self._wake = anyio.Event()
         self.idle = anyio.Event()
@@ -122,6 +126,12 @@ class FakePlacement:
             points = self.points[-1:]
         alive = [name for name in query.sandbox_ids if name in self.alive]
         return [SandboxMetrics(name, 2, 2 << 30, 10 << 30, points) for name in alive]
+
+    async def logs(self, query: LogsQuery) -> Sequence[LogEntry]:
+        self._fail()
+        if query.sandbox_id not in self.logged:
+            raise SandboxNotFound(f"no such sandbox: {query.sandbox_id}")
+        return [entry for entry in self.logged[query.sandbox_id] if entry.at_ms >= query.since_ms]
 
     async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
         self._fail()

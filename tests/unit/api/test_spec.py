@@ -12,7 +12,7 @@ from tests.support.source import ROOT
 from cloche_server.api.app import routes_of
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.unserved import unserved_routes
-from cloche_server.node.messages import MetricPoint
+from cloche_server.node.messages import LogEntry, MetricPoint
 
 SPEC = load(ROOT / "specs" / "control_plane.yaml")
 
@@ -52,6 +52,8 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("GET", "/sandboxes/metrics?sandbox_ids={id}", None),
     ("GET", "/teams/{team}/metrics", None),
     ("GET", "/teams/{team}/metrics/max?metric=concurrent_sandboxes", None),
+    ("GET", "/sandboxes/{id}/logs", None),
+    ("GET", "/v2/sandboxes/{id}/logs", None),
     ("GET", "/events/sandboxes", None),
     ("GET", "/events/sandboxes/{id}", None),
     ("GET", "/snapshots", None),
@@ -84,6 +86,7 @@ async def test_an_answer_fits_the_text(
     ids = {"templates": "base", "volumes": volume}
     path = pattern.replace("{alias}", "base").replace("{id}", ids.get(pattern.split("/")[1], made))
     placement.points = [MetricPoint(int(control.clock.now().timestamp()), 1.0, 2, 3, 4)]
+    placement.logged[made] = [LogEntry(1, "info", "process", "process started", {"pid": "7"})]
     team = control.store.keys.list()[0][0].team_id
     path = pattern.replace("{alias}", "base").replace("{team}", team)
     path = path.replace("{id}", "base" if "template" in pattern else made)

@@ -20,6 +20,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from cloche_agent.activity import ActivityHandler
 from cloche_agent.envd import envd_handler
 from cloche_agent.http import HttpServer, open_to_browsers
 from cloche_agent.init import Sandbox
@@ -120,6 +121,7 @@ def _inherited(descriptor: int) -> socket.socket:
 
 async def _serve(envd: socket.socket, interpreter: socket.socket, kernels_path: str) -> None:
     sandbox = Sandbox()
+    logging.getLogger().addHandler(ActivityHandler(sandbox.activity))
     reaper = Reaper()
     reaper.install()
     _take_signals()

@@ -11,7 +11,7 @@ from cloche_agent.init import handle_init
 from cloche_agent.metrics import Metrics
 from cloche_agent.process.service import ProcessService
 from cloche_agent.rpc import Router
-from cloche_wire.errors import NotFound, Unauthenticated
+from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloche_agent.init import Sandbox
     from cloche_agent.process.spawn import Reaper
 
+_LONGEST_MS = 15
 _RPC_PREFIXES = ("/process.Process/", "/filesystem.Filesystem/")
 
 
@@ -50,10 +51,8 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
         if not sandbox.authorized(request.headers.get("x-access-token")):
             raise Unauthenticated("access token is missing or wrong")
         match request.path:
-            case "/metrics":
-                return json_response(metrics.read())
-            case "/envs":
-                return json_response(sandbox.env)
+            case "/metrics" | "/logs" | "/envs":
+                return _tell(sandbox, metrics, request)
             case "/files/compose" if request.method == "POST":
                 return await transfer.compose(request)
             case path if path.startswith(_RPC_PREFIXES):
@@ -62,3 +61,15 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
                 raise NotFound(f"no such path: {path}")
 
     return handle
+
+
+def _tell(sandbox: Sandbox, metrics: Metrics, request: Request) -> Response:
+    if request.path == "/metrics":
+        return json_response(metrics.read())
+    if request.path == "/envs":
+        return json_response(sandbox.env)
+    # For the node, which keeps this path from everybody else: entries from `since` (ms) on.
+    since = request.parameter("since") or "0"
+    if not (since.isascii() and since.isdecimal() and len(since) <= _LONGEST_MS):
+        raise InvalidArgument("since is not a Unix time in milliseconds")
+    return Response(200, [("content-type", "application/json")], sandbox.activity.since(int(since)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from cloche_agent.activity import Activity
 from cloche_agent.http import Response
 from cloche_wire.errors import InvalidArgument, Unauthenticated
 
@@ -44,6 +45,8 @@ class Sandbox:
     """CPUs it may use at once; 0: nobody has said."""
     memory_bytes: int = 0
     """Memory it may use; 0: nobody has said."""
+    activity: Activity = field(default_factory=Activity)
+    """What has happened in it."""
     bound: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the first `/init`: from here on the environment is known."""
 
@@ -77,6 +80,8 @@ class Sandbox:
         if variables is not None or not self.env:
             identity = {"E2B_SANDBOX_ID": self.sandbox_id, "E2B_TEMPLATE_ID": self.template_id}
             self.env = {"E2B_SANDBOX": "true", **identity, **(variables or {})}
+        if not self.bound.is_set():
+            self.activity.note("info", "sandbox", "sandbox started")
         self.bound.set()
 
 

@@ -13,6 +13,7 @@ from cloche_agent.kernels.run import Run
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
+    from cloche_agent.activity import Activity
     from cloche_agent.init import Sandbox
     from cloche_agent.kernels.languages import Language
     from cloche_agent.process.spawn import Reaper
@@ -59,6 +60,11 @@ class Context:
         self._run_ids = count(1)
         self._kernel: Kernel | None = None
         self._attempt: _Attempt | None = None
+
+    @property
+    def activity(self) -> Activity:
+        """Where runs write down how they went."""
+        return self._sandbox.activity
 
     @property
     def sandbox_env(self) -> Mapping[str, str]:

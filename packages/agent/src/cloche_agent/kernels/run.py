@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from cloche_agent.kernels.channel import KernelProtocolError, Message, number_of
@@ -38,6 +39,8 @@ class Run:
         self._has_turn = False
         self._is_over = False
         self._has_error = False
+        self._error_name = ""
+        self._began_s = 0.0
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """Event lines, several in one piece where several have arrived."""
@@ -51,6 +54,7 @@ class Run:
                 yield piece
         finally:
             # No await here: this may be the unwinding of a cancelled task.
+            self._note_end()
             if self._kernel is not None and not self._is_over:
                 self._start_recovery(self._kernel)
             elif self._has_turn:
@@ -93,6 +97,19 @@ class Run:
             }
         )
         self._kernel = kernel
+        self._began_s = time.monotonic()
+
+    def _note_end(self) -> None:
+        if not self._has_turn:
+            return
+        took_ms = round(1000 * (time.monotonic() - self._began_s)) if self._began_s else 0
+        fields = {"context": self._context.id, "language": self._context.language.name, "ms": took_ms}
+        if not self._is_over:
+            self._context.activity.note("warn", "cell", "cell interrupted: its client has gone", **fields)
+        elif self._error_name:
+            self._context.activity.note("info", "cell", "cell failed", **fields, error=self._error_name)
+        else:
+            self._context.activity.note("info", "cell", "cell ended", **fields)
 
     def _line(self, message: Message) -> bytes:
         if self._is_over:
@@ -106,7 +123,8 @@ class Run:
             case "error" if self._has_error:
                 return b""
             case kind:
-                self._has_error = kind == "error" or self._has_error
+                if kind == "error":
+                    self._has_error, self._error_name = True, str(message.get("name") or "error")[:80]
                 return line_of(message)
 
     # --- ends that are none of the code's own
@@ -127,7 +145,7 @@ class Run:
         return self._end(ExecutionError("UnexpectedEndOfExecution", value, ""))
 
     def _end(self, error: ExecutionError) -> bytes:
-        self._is_over = True
+        self._is_over, self._error_name = True, error.name
         return (b"" if self._has_error else event_line(error)) + _END
 
     # --- after the client

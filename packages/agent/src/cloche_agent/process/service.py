@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cloche_agent import users
+from cloche_agent.activity import program_of
 from cloche_agent.credentials import acting_as
 from cloche_agent.filesystem.paths import resolve
 from cloche_agent.process.history import share
@@ -165,6 +166,7 @@ class ProcessService:
         except Exception:
             # In a task of the agent's own group: let out, it would take the whole sandbox with it.
             log.exception("lost track of process %d", process.pid)
+        self._note_end(process)
         if self._running.get(process.pid) is process:  # else its pid is another one's by now
             del self._running[process.pid]
         self._ended[process.pid] = process
@@ -203,8 +205,33 @@ class ProcessService:
         except OSError as error:
             raise ResourceExhausted(f"cannot start a process: {(error.strerror or '').lower()}") from error
         self._running[process.pid] = process
+        self._note_start(process, user)
         self._share_histories()
         return process
+
+    def _note_start(self, process: RunningProcess, user: User) -> None:
+        self._sandbox.activity.note(
+            "info",
+            "process",
+            "process started",
+            pid=process.pid,
+            program=program_of(process.config.cmd, process.config.args),
+            user=user.name,
+        )
+
+    def _note_end(self, process: RunningProcess) -> None:
+        end = process.end
+        if end is None:
+            return
+        fields = {"pid": process.pid, "program": program_of(process.config.cmd, process.config.args)}
+        if end.exited:
+            self._sandbox.activity.note(
+                "info", "process", "process ended", **fields, exit_code=end.exit_code or 0
+            )
+        else:
+            self._sandbox.activity.note(
+                "warn", "process", "process ended by a signal", **fields, status=end.status
+            )
 
     def _cwd(self, path: str | None, user: User) -> str:
         if path:

@@ -17,6 +17,7 @@ from cloche_server.api.auth import Authenticator
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.events import EventEndpoints
 from cloche_server.api.listing import NEXT_PAGE_HEADER, TOTAL_HEADER, ListingEndpoints
+from cloche_server.api.logs import LogEndpoints
 from cloche_server.api.memory import MemoryEndpoints
 from cloche_server.api.metrics import MetricsEndpoints
 from cloche_server.api.reconcile import compare_regularly, follow_node
@@ -84,6 +85,7 @@ def routes_of(control: ControlPlane) -> list[Route]:
         *ListingEndpoints(control).routes(),
         *MetricsEndpoints(control).routes(),
         *EventEndpoints(control).routes(),
+        *LogEndpoints(control).routes(),
         *MemoryEndpoints(control).routes(),
         *TemplateEndpoints(control).routes(),
         *VolumeEndpoints(control).routes(),

@@ -67,7 +67,7 @@ class MetricsEndpoints:
         return reply(
             200,
             [
-                shapes.TeamMetric(_time(one.at_s), one.at_s, one.concurrent, one.starts_per_s)
+                shapes.TeamMetric(time_of(one.at_s), one.at_s, one.concurrent, one.starts_per_s)
                 for one in points
             ],
         )
@@ -80,7 +80,7 @@ class MetricsEndpoints:
         is_rate = query.metric == "sandbox_start_rate"
         values = [(one.starts_per_s if is_rate else float(one.concurrent), one.at_s) for one in points]
         value, at_s = max(values, key=lambda pair: (pair[0], -pair[1]))
-        return reply(200, shapes.MaxTeamMetric(_time(at_s), at_s, value))
+        return reply(200, shapes.MaxTeamMetric(time_of(at_s), at_s, value))
 
     def _team_query(self, call: Call, query: shapes.RangeQuery) -> LoadQuery:
         if call.params["team"] != call.caller.team_id:
@@ -104,7 +104,7 @@ def _check_range(query: shapes.RangeQuery) -> None:
 
 def _shown(one: SandboxMetrics, point: MetricPoint) -> shapes.SandboxMetric:
     return shapes.SandboxMetric(
-        _time(point.at_s),
+        time_of(point.at_s),
         point.at_s,
         one.cpu_count,
         point.cpu_used_pct,
@@ -116,5 +116,6 @@ def _shown(one: SandboxMetrics, point: MetricPoint) -> shapes.SandboxMetric:
     )
 
 
-def _time(at_s: int) -> datetime:
+def time_of(at_s: float) -> datetime:
+    """Return a Unix time as the wire writes it."""
     return datetime.fromtimestamp(at_s, UTC)

@@ -165,6 +165,23 @@ class ManyMetricsQuery(msgspec.Struct, frozen=True):
     sandbox_ids: str
 
 
+class LogsQueryV1(msgspec.Struct, frozen=True):
+    """Query of `GET /sandboxes/{id}/logs`: a Unix time in milliseconds."""
+
+    start: int | None = None
+    limit: int = 1000
+
+
+class LogsQueryV2(msgspec.Struct, frozen=True):
+    """Query of `GET /v2/sandboxes/{id}/logs`; the cursor is a Unix time in milliseconds."""
+
+    cursor: int | None = None
+    limit: int = 1000
+    direction: Literal["forward", "backward"] = "forward"
+    level: Literal["debug", "info", "warn", "error"] | None = None
+    search: str = ""
+
+
 class EventsQuery(msgspec.Struct, frozen=True, rename="camel"):
     """Query of `GET /events/sandboxes`."""
 
@@ -281,6 +298,35 @@ class MaxTeamMetric(msgspec.Struct, frozen=True, rename="camel"):
     timestamp: datetime
     timestamp_unix: int
     value: float
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One entry as clients before the second version read it: `line` is JSON."""
+
+    timestamp: datetime
+    line: str
+
+
+class LogEntry(msgspec.Struct, frozen=True):
+    """One thing that happened in a sandbox."""
+
+    timestamp: datetime
+    message: str
+    level: str
+    fields: dict[str, str]
+
+
+class LogsV1(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to `GET /sandboxes/{id}/logs`."""
+
+    logs: list[LogLine]
+    log_entries: list[LogEntry]
+
+
+class LogsV2(msgspec.Struct, frozen=True):
+    """Answer to `GET /v2/sandboxes/{id}/logs`."""
+
+    logs: list[LogEntry]
 
 
 class LifecycleEvent(msgspec.Struct, frozen=True, rename="camel"):

@@ -6,8 +6,6 @@ from cloche_server.api.routing import Call, Route
 from cloche_wire.errors import Unimplemented
 
 _PATHS = (
-    ("GET", "/sandboxes/{id}/logs"),
-    ("GET", "/v2/sandboxes/{id}/logs"),
     ("POST", "/v3/templates"),
     ("POST", "/v2/templates"),
     ("POST", "/templates"),

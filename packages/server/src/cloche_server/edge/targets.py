@@ -20,6 +20,7 @@ INTERPRETER_PORT = 49999
 _HOST = re.compile(rb"(?:[A-Za-z0-9._+-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
 _CONTROL_PATHS = {
     b"/init",
+    b"/logs",
     b"/freeze",
     b"/unfreeze",
     b"/thaw",

@@ -1,12 +1,13 @@
-"""The node's one request to a sandbox's agent: who it is and what it may tell to whom.
+"""The node's requests to a sandbox's agent: to tell it who it is, and to ask what has happened.
 
-The agent is hostile input: its answer is bounded in size and time, and nothing but its status is read.
+The agent is hostile input: its answers are bounded in size and time.
 """
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import NamedTuple
 
 import h11
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from cloche_wire.errors import Internal
 
 _MAX_ANSWER_BYTES = 64 * 1024
+MAX_LOGS_BYTES = 512 * 1024
 
 
 class AgentInit(msgspec.Struct, frozen=True, rename="camel"):
@@ -38,42 +40,74 @@ async def initialize(path: Path, body: AgentInit, *, timeout_s: float) -> None:
     Raises:
         Internal: It answered with another status than 204, with something else than HTTP, or not in time.
     """
+    headers = [("content-type", "application/json")]
+    request = _Request("POST", "/init", headers, msgspec.json.encode(body))
+    answer = await _ask(path, request, _MAX_ANSWER_BYTES, timeout_s)
+    if answer.status != 204:
+        raise Internal(f"the agent refused its identity: status {answer.status}")
+
+
+async def fetch_logs(path: Path, access_token: str, since_ms: int, *, timeout_s: float) -> bytes:
+    """Ask an agent for what has happened in its sandbox; the caller trusts nothing in the answer.
+
+    Raises:
+        Internal: No answer, none in time, too long a one, or a refusal.
+    """
+    request = _Request("GET", f"/logs?since={since_ms}", [("x-access-token", access_token)])
+    answer = await _ask(path, request, MAX_LOGS_BYTES, timeout_s)
+    if answer.status != 200:
+        raise Internal(f"the agent refused its logs: status {answer.status}")
+    return answer.body
+
+
+class _Request(NamedTuple):
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
+async def _ask(path: Path, request: _Request, max_answer_bytes: int, timeout_s: float) -> _Answer:
     try:
         async with asyncio.timeout(timeout_s):
-            status = await _post(path, msgspec.json.encode(body))
+            return await _exchange(path, request, max_answer_bytes)
     except TimeoutError as error:
-        raise Internal(f"the agent did not answer in {timeout_s:.0f} s") from error
+        raise Internal(f"the agent did not answer in {timeout_s:.3g} s") from error
     except (OSError, h11.RemoteProtocolError) as error:
         raise Internal(f"the agent cannot be reached: {error}") from error
-    if status != 204:
-        raise Internal(f"the agent refused its identity: status {status}")
 
 
-async def _post(path: Path, body: bytes) -> int:
+async def _exchange(path: Path, request: _Request, max_answer_bytes: int) -> _Answer:
     reader, writer = await asyncio.open_unix_connection(path)
     try:
         connection = h11.Connection(h11.CLIENT)
-        headers = [
-            ("host", "agent"),
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-        ]
+        headers = [("host", "agent"), *request.headers, ("content-length", str(len(request.body)))]
         for event in (
-            h11.Request(method="POST", target="/init", headers=headers),
-            h11.Data(data=body),
+            h11.Request(method=request.method, target=request.target, headers=headers),
+            h11.Data(data=request.body),
             h11.EndOfMessage(),
         ):
             writer.write(connection.send(event) or b"")
         await writer.drain()
-        received = 0
+        status = received = 0
+        parts: list[bytes] = []
         while True:
             event = connection.next_event()
             if isinstance(event, h11.Response):
-                return event.status_code
-            if event is h11.NEED_DATA:
-                data = await reader.read(4096)
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                parts.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                return _Answer(status, b"".join(parts))
+            elif event is h11.NEED_DATA:
+                data = await reader.read(65_536)
                 received += len(data)
-                if not data or received > _MAX_ANSWER_BYTES:
+                if (not data and not status) or received > max_answer_bytes:
                     raise ConnectionResetError("it closed the connection")
                 connection.receive_data(data)
     finally:

@@ -67,6 +67,8 @@ async def finish(machine: Machine, live: Live) -> None:
     """Take away what is left of a sandbox that is ending, and tell everybody once it is gone."""
     if live.builder is not None:
         await live.built.wait()
+    elif machine.before_removal is not None:
+        await machine.before_removal(live)
     while True:
         try:
             await _remove(machine, live)

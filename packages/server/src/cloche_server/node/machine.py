@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +63,8 @@ class Machine:
     draining: bool = False
     routes: Broadcast = field(default_factory=Broadcast)
     ends: Broadcast = field(default_factory=Broadcast)
+    before_removal: Callable[[Live], Awaitable[None]] | None = None
+    """Called for a sandbox that ran, while its agent still may; never fails, and takes a moment at most."""
     deadlines_changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def find(self, sandbox_id: str) -> Live:

@@ -8,6 +8,7 @@ Control socket (`Config.node_socket`), method -> params -> result:
     set_egress   SetEgress       {}               raises SandboxNotFound, InvalidArgument, Unavailable
     list         {}              [SandboxState]   everything alive on this node
     metrics      MetricsQuery    [SandboxMetrics] of those of the sandboxes that run
+    logs         LogsQuery       [LogEntry]       of one, also a while after its end; raises SandboxNotFound
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
     watch        {}              {}, then events `ended` (SandboxEnded) on the same link until it is closed
 
@@ -160,6 +161,27 @@ class SandboxMetrics(msgspec.Struct, frozen=True):
     disk_total_bytes: int
     """What its writable layer could grow to."""
     points: list[MetricPoint]
+
+
+LogLevel = Literal["debug", "info", "warn", "error"]
+
+
+class LogsQuery(msgspec.Struct, frozen=True):
+    """What has happened in one sandbox since a moment."""
+
+    sandbox_id: str
+    since_ms: int = 0
+    """Unix time in milliseconds."""
+
+
+class LogEntry(msgspec.Struct, frozen=True):
+    """One thing that happened in a sandbox. What an agent says of it is checked before it becomes one."""
+
+    at_ms: int
+    level: LogLevel
+    logger: str
+    message: str
+    fields: dict[str, str] = {}
 
 
 class Route(msgspec.Struct, frozen=True):

@@ -32,6 +32,7 @@ from cloche_server.node import (
     volume_requests,
 )
 from cloche_server.node.journal import Journal
+from cloche_server.node.logs import LogKeeper
 from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.metrics import Sampler
 from cloche_server.node.network import Network
@@ -97,6 +98,8 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
 
 async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     tasks, config = machine.tasks, machine.config
+    keeper = LogKeeper(machine)
+    machine.before_removal = keeper.keep_last
     tasks.create_task(machine.trash.empty_for_ever())
     await reconcile.reconcile(machine)
     stub = dns.Stub(machine.block.gateway, dns.upstream_resolvers(config.egress.resolvers), _online(machine))
@@ -107,7 +110,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     tasks.create_task(stub.serve())
     sampler = Sampler(machine)
     tasks.create_task(sampler.run())
-    tasks.create_task(_serve_link(control, control_handler(machine, sampler)))
+    tasks.create_task(_serve_link(control, control_handler(machine, sampler, keeper)))
     tasks.create_task(_serve_link(edge, edge_handler(machine)))
     tasks.create_task(_serve_link(content, content_handler(machine)))
     log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
@@ -135,7 +138,7 @@ async def _serve_link(listener: socket.socket, handler: link.Handler) -> None:
 _Method = Callable[[msgspec.Raw], Awaitable[link.Answer]]
 
 
-def control_handler(machine: Machine, sampler: Sampler) -> link.Handler:
+def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> link.Handler:
     """Answers of the control socket; see `messages`."""
 
     async def create_sandbox(params: msgspec.Raw) -> link.Answer:
@@ -158,9 +161,6 @@ def control_handler(machine: Machine, sampler: Sampler) -> link.Handler:
         running = [live.record.public() for live in machine.live.values() if live.record.state == "running"]
         return link.Answer(running)
 
-    async def metrics(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(sampler.query(_decode(params, messages.MetricsQuery)))
-
     async def drain(_: msgspec.Raw) -> link.Answer:
         machine.draining = True
         await kill.end_all(machine, "killed")
@@ -176,10 +176,10 @@ def control_handler(machine: Machine, sampler: Sampler) -> link.Handler:
             "set_timeout": set_timeout,
             "set_egress": set_egress,
             "list": list_sandboxes,
-            "metrics": metrics,
             "drain": drain,
             "watch": watch,
             **_volume_methods(machine),
+            **_observing_methods(sampler, keeper),
         }
     )
 
@@ -194,6 +194,16 @@ def _volume_methods(machine: Machine) -> dict[str, _Method]:
         return link.Answer({})
 
     return {"create_volume": create_volume, "remove_volume": remove_volume}
+
+
+def _observing_methods(sampler: Sampler, keeper: LogKeeper) -> dict[str, _Method]:
+    async def metrics(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(sampler.query(_decode(params, messages.MetricsQuery)))
+
+    async def logs(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await keeper.query(_decode(params, messages.LogsQuery)))
+
+    return {"metrics": metrics, "logs": logs}
 
 
 def edge_handler(machine: Machine) -> link.Handler:

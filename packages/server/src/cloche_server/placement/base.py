@@ -7,6 +7,8 @@ from cloche_server.node.messages import (
     CreateSandbox,
     CreateVolume,
     EndReason,
+    LogEntry,
+    LogsQuery,
     MetricsQuery,
     SandboxEnded,
     SandboxMetrics,
@@ -98,6 +100,17 @@ class Placement(Protocol):
 
         Raises:
             Unavailable: A node does not answer.
+            DeadlineExceeded: A node takes too long.
+        """
+        ...
+
+    async def logs(self, query: LogsQuery) -> Sequence[LogEntry]:
+        """What has happened in one sandbox, also for a while after its end; oldest first.
+
+        Raises:
+            SandboxNotFound: No node knows of it.
+            Unavailable: No node answers.
+            Internal: Its agent does not answer.
             DeadlineExceeded: A node takes too long.
         """
         ...

@@ -13,6 +13,8 @@ from cloche_server.node.messages import (
     CreateVolume,
     EndReason,
     KillSandbox,
+    LogEntry,
+    LogsQuery,
     MetricsQuery,
     RemoveVolume,
     SandboxEnded,
@@ -78,6 +80,10 @@ class LocalPlacement:
         """See `base.Placement.metrics`."""
         answer = tuple[SandboxMetrics, ...]
         return await _call(self._nodes[0], "metrics", query, answer, timeout_s=CALL_TIMEOUT_S)
+
+    async def logs(self, query: LogsQuery) -> Sequence[LogEntry]:
+        """See `base.Placement.logs`."""
+        return await _call(self._nodes[0], "logs", query, tuple[LogEntry, ...], timeout_s=CALL_TIMEOUT_S)
 
     async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
         """See `base.Placement.watch`."""
