@@ -4,18 +4,20 @@ import re
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from tests.support import official
 from tests.support.fixtures import NEEDS_A_SERVER
 from tests.support.server import Server
 
 SUITE = Path(__file__).parent / "suite"
+MORE_NEEDS = {"volumes.test.mjs": ("loop",)}
 pytestmark = [NEEDS_A_SERVER, pytest.mark.needs("node")]
 
 
-def claims() -> list[str]:
+def claims() -> list[ParameterSet]:
     """Names of all tests of the suite, read from its source."""
     return [
-        f"{path.name}::{name}"
+        pytest.param(f"{path.name}::{name}", marks=pytest.mark.needs(*MORE_NEEDS.get(path.name, ())))
         for path in sorted(SUITE.glob("*.test.mjs"))
         for name in re.findall(r'^test\("([^"]+)"', path.read_text(), re.MULTILINE)
     ]
