@@ -153,7 +153,7 @@ def _environment(asked: Run) -> dict[str, str]:
 
 def _pytest(asked: Run) -> tuple[list[str], Mapping[str, str]]:
     argv = [str(ENVIRONMENT / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    argv += [f"--junitxml={asked.report}", "-o", "junit_family=xunit1", "--numprocesses=3"]
+    argv += [f"--junitxml={asked.report}", "-o", "junit_family=xunit1", "--numprocesses=2"]
     # The interpreter's suite sets no limit of its own.
     argv += ["--timeout=120"] if asked.suite.data.startswith("interpreter") else []
     argv += [f"--ignore-glob={asked.folder / pattern}" for pattern in asked.skip]

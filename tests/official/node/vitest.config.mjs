@@ -19,7 +19,7 @@ export default {
     // What the suites' own configurations say; builds of templates may take longer.
     testTimeout: 30_000,
     hookTimeout: 30_000,
-    maxWorkers: 3,
+    maxWorkers: 2,
     reporters: ["junit"],
     outputFile: process.env.CLOCHE_SUITE_REPORT,
   },
