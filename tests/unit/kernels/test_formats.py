@@ -141,7 +141,7 @@ async def test_a_saved_figure_is_shown_once(interpreter: Interpreter) -> None:
 
 
 async def test_matplotlib_is_not_loaded_before_it_is_asked_for(interpreter: Interpreter) -> None:
-    names = "{'matplotlib', 'pandas', 'numpy', 'PIL', 'sqlite3'}"
+    names = "{'matplotlib', 'pandas', 'numpy', 'PIL', 'sqlite3', 'e2b_charts', 'pydantic'}"
     assert await interpreter.text(f"import sys; {names} & set(sys.modules)") == "set()"
 
 
@@ -197,3 +197,42 @@ async def test_a_result_too_large_for_a_frame_is_left_out_with_a_word(interprete
 async def test_a_cell_that_is_indented_or_empty_runs(interpreter: Interpreter) -> None:
     assert await interpreter.text("\n    x = 1\n    x\n    ") == "1"
     assert (await interpreter.run("  \n")).error is None
+
+
+# --- charts: e2b-charts is in the template, not here
+
+
+@pytest.mark.parametrize(
+    ("body", "chart"),
+    [
+        (
+            "{'type': 'bar', 'elements': [{'value': numpy.int64(3)}, float('nan')]}",
+            {"type": "bar", "elements": [{"value": 3}, None]},
+        ),
+        ("warnings.warn('odd') or {'type': 'line'}", {"type": "line"}),
+        ("1 / 0", {}),
+        ("['no object']", {}),
+    ],
+)
+async def test_a_figure_is_shown_with_its_chart_whatever_the_extraction_does(
+    interpreter: Interpreter, body: str, chart: object
+) -> None:
+    execution = await interpreter.run(
+        "import numpy, sys, types, warnings\nstand_in = types.ModuleType('e2b_charts')\n"
+        f"stand_in.chart_figure_to_dict = lambda figure: {body}\nsys.modules['e2b_charts'] = stand_in\n"
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    )
+    assert (execution.error, execution.logs.stderr) == (None, [])
+    (shown,) = execution.results
+    assert is_png(shown.png)
+    assert shown.chart == chart
+
+
+async def test_without_e2b_charts_a_figure_is_a_picture(interpreter: Interpreter) -> None:
+    execution = await interpreter.run(
+        "import sys; sys.modules['e2b_charts'] = None\n"
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    )
+    assert execution.error is None
+    assert is_png(execution.results[0].png)
+    assert execution.results[0].chart is None

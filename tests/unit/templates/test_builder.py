@@ -99,6 +99,11 @@ def test_embedded_templates_share_no_name() -> None:
     assert len(names) == len(set(names))
 
 
+def test_an_npm_archive_lies_where_the_registry_keeps_it() -> None:
+    assert recipe.NpmPackage("@a/b", "1.0.0", "").path == "@a/b/-/b-1.0.0.tgz"
+    assert recipe.NpmPackage("c", "2.0.0", "").path == "c/-/c-2.0.0.tgz"
+
+
 def test_template_based_on_another_starts_from_its_newest_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

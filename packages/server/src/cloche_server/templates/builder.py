@@ -244,20 +244,25 @@ class _Build:
         self._command("uv", command, UV_SYSTEM_CERTS="1", UV_PYTHON_DOWNLOADS="never")
 
     def _npm(self) -> None:
-        url = f"{self.settings.npm_registry}/npm/-/npm-{recipe.NPM_VERSION}.tgz"
+        """Fetch the archives that the last stage unpacks: `npm/<name>.tgz`."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler(dict(self.settings.proxies)))
-        try:
-            with opener.open(url, timeout=_DOWNLOAD_TIMEOUT_S) as response:
-                archive: bytes = response.read()
-        except (urllib.error.URLError, TimeoutError) as error:
-            raise Unavailable(
-                f"cannot download npm: {url}: {error}", hint="check the network and the proxy"
-            ) from error
-        if base64.b64encode(hashlib.sha512(archive).digest()).decode() != recipe.NPM_SHA512:
-            raise Unavailable(
-                f"npm's archive is not the one expected: {url}", hint="the registry may be tampered with"
-            )
-        (self.parts / "npm.tgz").write_bytes(archive)
+        for package in recipe.NPM_PACKAGES:
+            url = f"{self.settings.npm_registry}/{package.path}"
+            try:
+                with opener.open(url, timeout=_DOWNLOAD_TIMEOUT_S) as response:
+                    archive: bytes = response.read()
+            except (urllib.error.URLError, TimeoutError) as error:
+                raise Unavailable(
+                    f"cannot download {package.name}: {url}: {error}", hint="check the network and the proxy"
+                ) from error
+            if base64.b64encode(hashlib.sha512(archive).digest()).decode() != package.sha512:
+                raise Unavailable(
+                    f"not the expected archive of {package.name}: {url}",
+                    hint="the registry may be tampered with",
+                )
+            target = self.parts / "npm" / f"{package.name}.tgz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive)
 
     def _customize(self) -> None:
         inside = self.rootfs / ".build"

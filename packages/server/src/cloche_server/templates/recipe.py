@@ -25,9 +25,36 @@ PACKAGES = (
 )  # fmt: skip
 """`libnss-myhostname` lets sudo find the sandbox's own name without a network."""
 
-NPM_VERSION = "10.9.4"
-"""The newest line that runs on Node.js 20."""
-NPM_SHA512 = "OnUG836FwboQIbqtefDNlyR0gTHzIfwRfE3DuiNewBvnMnWEpB0VEXwBlFVgqpNzIgYo/MHh3d2Hel/pszapAA=="
+
+class NpmPackage(NamedTuple):
+    """An archive of the npm registry, without what it depends on."""
+
+    name: str
+    version: str
+    sha512: str
+    """Base64, as the registry has it after `sha512-`."""
+
+    @property
+    def path(self) -> str:
+        """Where the archive lies, below the registry's address."""
+        return f"{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
+
+
+NPM_PACKAGES = (
+    # npm itself: the newest line that runs on Node.js 20.
+    NpmPackage(
+        "npm",
+        "10.9.4",
+        "OnUG836FwboQIbqtefDNlyR0gTHzIfwRfE3DuiNewBvnMnWEpB0VEXwBlFVgqpNzIgYo/MHh3d2Hel/pszapAA==",
+    ),
+    # Takes the types out of TypeScript cells, until Node.js does it itself (22.13). 3.7 MB, no native code.
+    NpmPackage(
+        "@swc/wasm-typescript",
+        "1.16.2",
+        "ll8qaJBPyBNYRZ3MyRBB7KwM/BEWsxiNPSeX34wtFvRrWFO8wHgn1xoQbEp6Zoe3Um+rbd6Jtsb8Xhn96hiz2g==",
+    ),
+)
+"""Unpacked into the folder of global packages."""
 
 POLYGLOT_PACKAGES = ("g++", "openjdk-21-jdk-headless", "r-base-core", "r-cran-irkernel", "ruby")
 """`g++` compiles each cell of C++. R's own kernel is packaged; Java's comes from PyPI."""
@@ -82,7 +109,7 @@ class Recipe(NamedTuple):
     @property
     def hash(self) -> str:
         """The same for the same result; proxies and mirrors leave no trace in a template."""
-        fixed = (FORMAT, SUITE, self.packages, NPM_VERSION, NPM_SHA512, self.machine)
+        fixed = (FORMAT, SUITE, self.packages, NPM_PACKAGES, self.machine)
         digest = hashlib.sha256(repr((fixed, sorted(self.environment.items()))).encode())
         contents = [self.requirements.read_bytes(), self.customize.read_bytes(), *self.certificates]
         if self.base:

@@ -20,15 +20,21 @@ useradd --create-home --uid 1000 --user-group --shell /bin/bash user
 printf 'user ALL=(ALL:ALL) NOPASSWD: ALL\n' >/etc/sudoers.d/90-user
 chmod 0440 /etc/sudoers.d/90-user
 
-# --- npm: its own archive, since Debian's package pulls in four hundred others --------------------------------------
-mkdir -p /usr/local/lib/node_modules/npm /usr/local/bin
-tar -xzf /.build/npm.tgz -C /usr/local/lib/node_modules/npm --strip-components=1 --no-same-owner
+# --- npm packages: npm's own archive, since Debian's package pulls in four hundred others ---------------------------
+modules=/usr/local/lib/node_modules
+mkdir -p /usr/local/bin
+find /.build/npm -name '*.tgz' | while read -r archive; do
+    name=${archive#/.build/npm/}
+    name=${name%.tgz}
+    mkdir -p "$modules/$name"
+    tar -xzf "$archive" -C "$modules/$name" --strip-components=1 --no-same-owner
+done
 for name in npm npx; do
     ln -sf "../lib/node_modules/npm/bin/$name-cli.js" "/usr/local/bin/$name"
-    chmod 0755 "/usr/local/lib/node_modules/npm/bin/$name-cli.js"
+    chmod 0755 "$modules/npm/bin/$name-cli.js"
 done
 # Global packages go where `user` may write, not below /usr, where node itself lies.
-printf 'prefix=/usr/local\nupdate-notifier=false\nfund=false\n%s\n' "${npm_trust:-}" >/usr/local/lib/node_modules/npm/npmrc
+printf 'prefix=/usr/local\nupdate-notifier=false\nfund=false\n%s\n' "${npm_trust:-}" >"$modules/npm/npmrc"
 
 # --- Python packages -------------------------------------------------------------------------------------------------
 rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
