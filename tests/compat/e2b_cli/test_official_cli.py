@@ -1,8 +1,13 @@
 """The unmodified command line (npm @e2b/cli, pinned in ../e2b_js) drives sandboxes of this server."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
+import termios
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +24,20 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def cli(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """Call the program with these arguments; it finds the server by its environment alone."""
-    program = official.node_packages() / "@e2b" / "cli" / "dist" / "index.js"
-    env = official.resolving_env(server) | {"HOME": str(tmp_path_factory.mktemp("home"))}
+def cli_env(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the program finds the server by; its home is empty."""
+    return official.resolving_env(server) | {"HOME": str(tmp_path_factory.mktemp("home"))}
+
+
+@pytest.fixture(scope="module")
+def cli(cli_env: dict[str, str]) -> Cli:
+    """Call the program with these arguments."""
 
     def call(*argv: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            ["node", str(program), *argv],
-            env=env,
+            ["node", str(_program()), *argv],
+            env=cli_env,
             capture_output=True,
             text=True,
             timeout=60,
@@ -87,6 +96,25 @@ def test_exec_in_the_background_prints_a_pid_and_returns(cli: Cli, sandbox: str)
     assert any(word.strip(".").isdigit() for word in done.stderr.split()), done.stderr
 
 
+def test_connect_opens_a_terminal_of_the_size_of_ours(cli_env: dict[str, str], sandbox: str) -> None:
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(ours, (33, 99))
+    argv = ["node", str(_program()), "sandbox", "connect", sandbox]
+    with subprocess.Popen(
+        argv, env=cli_env, stdin=its, stdout=its, stderr=its, start_new_session=True
+    ) as connected:
+        os.close(its)
+        os.write(ours, b"stty size; exit 0\n")
+        shown = b""
+        # A terminal whose other end is closed answers with an error.
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 4096):
+                shown += piece
+        assert connected.wait(timeout=60) == 0, shown
+    os.close(ours)
+    assert b"33 99" in shown
+
+
 def test_list_shows_it_and_filters_by_state_and_metadata(
     cli: Cli, sandbox: str, sandboxes: MakeSandbox
 ) -> None:
@@ -132,6 +160,10 @@ def test_an_unknown_sandbox_is_an_error_with_its_reason(cli: Cli) -> None:
     done = cli("sandbox", "info", "inobodyknowsthisone00")
     assert done.returncode != 0
     assert "wasn't found" in done.stderr
+
+
+def _program() -> Path:
+    return official.node_packages() / "@e2b" / "cli" / "dist" / "index.js"
 
 
 def _listed(server: Server) -> list[SandboxInfo]:
