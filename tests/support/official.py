@@ -74,7 +74,7 @@ def run_suite(server: Server, report: Path) -> dict[str, str]:
     argv = [str(interpreter()), "-m", "pytest", "-c", str(PROJECT / "suite.ini"), f"--rootdir={PROJECT}"]
     argv += ["-q", f"--junitxml={report}", "-o", "junit_family=xunit1", str(PROJECT / "suite")]
     done = subprocess.run(
-        argv, env=client_env(server), cwd=PROJECT, capture_output=True, text=True, timeout=900, check=False
+        argv, env=client_env(server), cwd=PROJECT, capture_output=True, text=True, timeout=1200, check=False
     )
     assert report.exists(), f"the suite did not run:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
     tree = ElementTree.parse(report)

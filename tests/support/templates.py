@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from cloche_server.templates import recipe
 from cloche_server.templates.manifest import MANIFEST_NAME, Manifest, read_all
 from tests.support.capabilities import templates_folder
 
@@ -18,6 +19,8 @@ def link(folder: Path) -> Path:
     for build in read_all(source):
         rootfs = str(source / build.build_id / build.rootfs)
         _write(folder, msgspec.structs.replace(build, rootfs=rootfs))
+        if build.template_id != recipe.TEMPLATE_ID:
+            continue
         own = {"template_id": "yourtemplate00000000", "build_id": str(uuid.uuid4()), "aliases": []}
         _write(folder, msgspec.structs.replace(build, rootfs=rootfs, name=READERS_OWN, **own))
     return folder

@@ -1,0 +1,146 @@
+"""The official client and the languages of template `polyglot`; skipped where nobody has built it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from e2b import NotFoundException
+from e2b_code_interpreter import Execution, Sandbox, TimeoutException
+
+LANGUAGES = ("bash", "r", "java", "ruby", "cpp")
+LOOPS = {
+    "bash": ("kept=5", "echo going; while true; do :; done", "echo $kept"),
+    "r": ("kept <- 5", 'cat("going\\n"); repeat {}', "cat(kept)"),
+    "java": ("int kept = 5;", 'System.out.println("going"); while (true) {}', "System.out.print(kept);"),
+    "ruby": ("kept = 5", 'puts "going"; loop {}', "print kept"),
+    "cpp": (
+        "#include <iostream>\nint kept = 5;",
+        'std::cout << "going\\n"; while (true) {}',
+        "std::cout << kept;",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def polyglot() -> Iterator[Sandbox]:
+    """A sandbox that the tests of this file share."""
+    try:
+        created = Sandbox.create(template="polyglot", timeout=600)
+    except NotFoundException as error:
+        pytest.skip(str(error))
+    yield created
+    created.kill()
+
+
+def stdout(execution: Execution) -> str:
+    assert execution.error is None, execution.error
+    return "".join(execution.logs.stdout)
+
+
+def test_every_language_keeps_its_state_and_counts(polyglot: Sandbox) -> None:
+    for language in LANGUAGES:
+        first, _, last = LOOPS[language]
+        context = polyglot.create_code_context(language=language, cwd="/tmp")
+        assert context.language == language
+        assert [polyglot.run_code(code, context=context).execution_count for code in (first, last)] == [1, 2]
+        assert stdout(polyglot.run_code(last, context=context)).strip() == "5"
+        polyglot.remove_code_context(context)
+
+
+def test_a_cell_that_is_given_up_is_interrupted_and_the_state_kept(polyglot: Sandbox) -> None:
+    heard: list[str] = []
+    for language in LANGUAGES:
+        first, loop, last = LOOPS[language]
+        assert polyglot.run_code(first, language=language).error is None
+        heard.clear()
+        with pytest.raises(TimeoutException):
+            # Longer than g++ takes on a busy machine: it is the loop that is to be interrupted.
+            polyglot.run_code(
+                loop, language=language, timeout=10, on_stdout=lambda out: heard.append(out.line)
+            )
+        assert "".join(heard) == "going\n", language
+        assert stdout(polyglot.run_code(last, language=language)).strip() == "5", language
+
+
+def test_every_language_starts_in_the_folder_of_its_context(polyglot: Sandbox) -> None:
+    cells = {
+        "bash": "pwd",
+        "r": "cat(getwd())",
+        "java": 'System.out.print(System.getProperty("user.dir"));',
+        "ruby": "print Dir.pwd",
+        "cpp": "#include <iostream>\n#include <unistd.h>\nstd::cout << get_current_dir_name();",
+    }
+    for language, code in cells.items():
+        assert stdout(polyglot.run_code(code, language=language)).strip() == "/home/user"
+
+
+def test_every_language_names_its_errors(polyglot: Sandbox) -> None:
+    cells = {
+        "bash": ("false", "ExitStatus", "1"),
+        "r": ('stop("bad")', "ERROR", "Error: bad\n"),
+        "java": ('throw new RuntimeException("bad");', "RuntimeException", "java.lang.RuntimeException, bad"),
+        "ruby": ('raise "bad"', "RuntimeError", "bad"),
+        "cpp": ('#include <stdexcept>\nthrow std::logic_error("bad");', "std::logic_error", "bad"),
+    }
+    for language, (code, name, value) in cells.items():
+        error = polyglot.run_code(code, language=language).error
+        assert error is not None
+        assert (error.name, error.value) == (name, value)
+
+
+def test_values_and_pictures_come_as_results(polyglot: Sandbox) -> None:
+    shown = {"java": ("1 + 1", "2"), "ruby": ("[1, nil]", "[1, nil]"), "cpp": ("1 + 1", "2")}
+    for language, (code, text) in shown.items():
+        assert polyglot.run_code(code, language=language).text == text
+    (value,) = polyglot.run_code("1 + 1", language="r").results
+    assert value.text == "[1] 2"
+    (plot,) = polyglot.run_code("plot(1:3)", language="r").results
+    assert plot.png is not None
+    assert plot.png.startswith("iVBOR")
+
+
+def test_variables_of_one_run_are_put_back(polyglot: Sandbox) -> None:
+    cells = {
+        "bash": ("export FOO=own", "echo $FOO"),
+        "r": ('Sys.setenv(FOO = "own")', 'cat(Sys.getenv("FOO"))'),
+        "java": ('System.setProperty("FOO", "own");', 'System.out.print(System.getProperty("FOO"));'),
+        "ruby": ('ENV["FOO"] = "own"', 'print ENV["FOO"]'),
+        "cpp": (
+            '#include <cstdlib>\n#include <iostream>\nsetenv("FOO", "own", 1);',
+            'std::cout << getenv("FOO");',
+        ),
+    }
+    for language, (first, code) in cells.items():
+        polyglot.run_code(first, language=language)
+        during = polyglot.run_code(code, language=language, envs={"FOO": 'a "b" \\'})
+        assert stdout(during).strip() == 'a "b" \\', language
+        assert stdout(polyglot.run_code(code, language=language)).strip() == "own", language
+
+
+def test_nobody_waits_for_input(polyglot: Sandbox) -> None:
+    assert stdout(polyglot.run_code("cat; read x || echo none", language="bash")) == "none\n"
+    error = polyglot.run_code('readline("name? ")', language="r", timeout=60).error
+    assert error is not None
+    assert error.name == "StdinNotImplementedError"
+    assert stdout(polyglot.run_code("cat(kept)", language="r")) == "5"
+
+
+def test_a_fault_in_a_cell_of_cpp_ends_only_its_context(polyglot: Sandbox) -> None:
+    error = polyglot.run_code("int *nowhere = nullptr; *nowhere = 1;", language="cpp").error
+    assert error is not None
+    assert error.name == "ContextRestarting"
+    assert polyglot.run_code("2 + 3", language="cpp").text == "5"
+    assert stdout(polyglot.run_code("echo $kept", language="bash")) == "5\n"
+
+
+def test_an_unknown_language_is_told_in_words_of_jupyter(polyglot: Sandbox) -> None:
+    with pytest.raises(Exception, match="No such kernel named fortran"):
+        polyglot.run_code("1", language="fortran")
+    assert "fortran" not in {context.language for context in polyglot.list_code_contexts()}
+
+
+def test_the_default_template_runs_bash_and_says_where_the_others_are(sandbox: Sandbox) -> None:
+    assert stdout(sandbox.run_code("echo hello", language="bash")) == "hello\n"
+    for language in ("r", "java", "ruby", "cpp"):
+        with pytest.raises(Exception, match="the template polyglot has all of it"):
+            sandbox.run_code("1", language=language)
