@@ -5,13 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.kernels.conftest import bound_sandbox, serving
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
     from tests.unit.kernels.conftest import Interpreter
 
     from cloche_wire.execution import Execution
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("g++")]
+
+
+@pytest.fixture
+async def interpreter(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Interpreter]:
+    # The compiled header is kept from test to test, and not in the home of who runs them.
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setattr("cloche_agent.kernels.service.DEFAULT_CWD", str(tmp_path))
+    async with serving(bound_sandbox(XDG_CACHE_HOME=str(cache))) as served:
+        yield served
 
 
 async def run(interpreter: Interpreter, code: str, **fields: object) -> Execution:

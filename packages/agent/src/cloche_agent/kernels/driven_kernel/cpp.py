@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from .cpp_cells import Item, items_of
+from .cpp_header import PrecompiledHeader
 from .driver import interrupt_group
 from .voice import Failure
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from .voice import Voice
 
-_HEADER = Path(__file__).with_name("cell.hpp")
 _COMPILE = ("g++", "-std=c++20", "-O1", "-fPIC", "-w", "-fmax-errors=5", "-fdiagnostics-color=never")
 _FAILED, _INTERRUPTED = 1, 2
 _ERROR_LINE = re.compile(r"(?:fatal )?error: (.*)")
@@ -88,6 +88,7 @@ class CppBackend:
         """
         if shutil.which("g++") is None:
             raise Failure("program", "g++")
+        self._header = PrecompiledHeader(_COMPILE)
 
     def assign(self, variables: dict[str, Optional[str]]) -> None:
         """Set variables of this process, which cells run in."""
@@ -159,7 +160,7 @@ class CppBackend:
         """Make `cell.so`; what the compiler says where it fails."""
         Path(folder, "cell.cpp").write_text(source, "utf-8", "surrogateescape")
         for command in (
-            (*_COMPILE, "-include", str(_HEADER), "-c", "cell.cpp", "-o", "cell.o"),
+            (*_COMPILE, "-include", str(self._header.path()), "-c", "cell.cpp", "-o", "cell.o"),
             ("objcopy", "--rename-section", ".init_array=cloche_parts", "cell.o"),
             ("g++", "-shared", "cell.o", "-o", "cell.so"),
         ):
