@@ -101,7 +101,9 @@ async def test_output_and_variables_go_through(interpreter: Interpreter) -> None
     assert ("".join(execution.logs.stdout), "".join(execution.logs.stderr)) == ("a b", "e")
     shown = await run(interpreter, 'getenv("FOO")', env_vars={"FOO": "bar"})
     assert shown.text == "bar"
-    assert await values(interpreter, 'getenv("FOO") == nullptr') == ["true"]
+    assert await values(interpreter, 'getenv("FOO") == nullptr', 'setenv("FOO", "own", 1)') == ["true", "0"]
+    assert (await run(interpreter, 'getenv("FOO")', env_vars={"FOO": "bar"})).text == "bar"
+    assert await values(interpreter, 'getenv("FOO")') == ["own"]
 
 
 async def test_an_interrupt_ends_a_loop_and_keeps_the_state(interpreter: Interpreter) -> None:

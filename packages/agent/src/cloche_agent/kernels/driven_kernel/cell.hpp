@@ -157,6 +157,8 @@ inline int execute(void (**part)(), void (**end)(), const void *library_begin, c
     run.library_end = static_cast<const unsigned char *>(library_end);
     run.spared = run.reached = 0;
     run.has_value = false;
+    std::cout.clear(); // an error in an earlier cell must not silence this one
+    std::cerr.clear();
     struct sigaction ours = {}, before;
     ours.sa_sigaction = on_interrupt;
     ours.sa_flags = SA_SIGINFO;

@@ -95,6 +95,7 @@ class CppBackend:
         for name, value in variables.items():
             if value is None:
                 os.environ.pop(name, None)
+                os.unsetenv(name)  # also what a cell has set, which os.environ knows nothing of
             else:
                 os.environ[name] = value
 
@@ -103,7 +104,7 @@ class CppBackend:
         self._number += 1
         self._is_interrupted = False
         items = _with_call_of_main(items_of(code))
-        before = {name: os.environ.get(name) for name in variables}
+        before = {name: _getenv(name) for name in variables}
         self.assign(dict(variables))
         try:
             self._run(items, voice)
@@ -252,6 +253,13 @@ def _c_library() -> tuple[int, int]:
             begin, end = (int(address, 16) for address in addresses.split("-"))
             return begin, end
     return 0, 0
+
+
+def _getenv(name: str) -> Optional[str]:
+    library = ctypes.CDLL(None)
+    library.getenv.restype = ctypes.c_char_p
+    value: Optional[bytes] = library.getenv(os.fsencode(name))
+    return None if value is None else os.fsdecode(value)
 
 
 def _read(text: Optional[bytes]) -> str:
