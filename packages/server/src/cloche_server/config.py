@@ -55,6 +55,11 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Upstream DNS servers of the stub; empty: those of the host's /etc/resolv.conf."""
 
 
+_LEAST_VOLUME_MIB = 8
+_INODE_BYTES = 256
+"""Of ext4: what its tables take for each file."""
+
+
 class Volumes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Folders that outlive sandboxes, and what each may hold."""
 
@@ -69,6 +74,13 @@ class Volumes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Take the whole size from the disk at once: a full disk can then not break into a volume's writes."""
     per_team: int = 50
     """Volumes of one team; more answer 429."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no file system can be made with."""
+        if self.size_mib < _LEAST_VOLUME_MIB or self.files < 1:
+            raise ValueError(f"volumes.size_mib is at least {_LEAST_VOLUME_MIB}, volumes.files at least 1")
+        if self.files * _INODE_BYTES > self.size_mib << 19:
+            raise ValueError("the tables of volumes.files would take more than half of volumes.size_mib")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,8 +20,12 @@ import struct
 import subprocess
 from pathlib import Path
 
+import structlog
+
 from cloche_server.isolation import syscalls
 from cloche_wire.errors import Internal, Unavailable
+
+log = structlog.get_logger()
 
 _CONTROL = "/dev/loop-control"
 _GET_FREE, _CONFIGURE, _GET_STATUS = 0x4C82, 0x4C0A, 0x4C05
@@ -70,7 +74,11 @@ def make(path: Path, size_bytes: int, inodes: int, *, preallocate: bool) -> None
     except FileNotFoundError as error:
         raise Unavailable("mkfs.ext4 is not installed", hint="apt-get install e2fsprogs") from error
     if done.returncode != 0:
-        raise Internal(f"mkfs.ext4 failed: {done.stderr.strip()[-300:]}")
+        # Not passed on: it names a path of the host.
+        log.error("volume.mkfs_failed", status=done.returncode, reason=done.stderr.strip()[-300:])
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise Internal("mkfs.ext4 failed", hint="the node's log has its words")
 
 
 def mount(path: Path) -> int:
@@ -142,7 +150,12 @@ def _attach(path: Path) -> int:
     image = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         for _ in range(_ATTEMPTS):
-            device = os.open(f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}", os.O_RDWR | os.O_CLOEXEC)
+            name = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
+            try:
+                device = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                hint = "a container needs the machine's /dev for them"
+                raise Unavailable(f"no device node: {name}", hint=hint) from error
             try:
                 _configure(device, image, path.parent.name)
             except OSError as error:

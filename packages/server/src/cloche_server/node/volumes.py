@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import hmac
 import os
@@ -25,6 +26,7 @@ from cloche_server.node.volume_storage import Kind, Storage, storage_of
 from cloche_wire.errors import (
     AlreadyExists,
     InvalidArgument,
+    NotEnoughSpace,
     Unauthenticated,
     Unavailable,
     VolumeNotFound,
@@ -99,6 +101,11 @@ class Volumes:
         self._making.add(record.volume_id)
         try:
             await asyncio.to_thread(self._make, record)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise NotEnoughSpace("no space left for a volume") from error
+            log.exception("volume.not_created", volume_id=record.volume_id)
+            raise Unavailable("the volume cannot be made", hint="the node's log has the reason") from error
         finally:
             self._making.discard(record.volume_id)
         log.info("volume.created", volume_id=request.volume_id)
@@ -126,11 +133,20 @@ class Volumes:
         _sync(self._folder)
 
     async def mount(self, record: Record) -> int:
-        """Return a descriptor of a new mount of the volume, which stands nowhere; the caller closes it."""
+        """Return a descriptor of a new mount of the volume, which stands nowhere; the caller closes it.
+
+        Raises:
+            Unavailable: It cannot be mounted.
+        """
         folder = self._folder / record.volume_id
         # One at a time: two that both find no loop device would make two.
         async with self._locks.setdefault(record.volume_id, asyncio.Lock()):
-            return await _mounted(self._storage(record), folder)
+            try:
+                return await _mounted(self._storage(record), folder)
+            except OSError as error:
+                log.exception("volume.not_mounted", volume_id=record.volume_id)
+                hint = "the node's log has the reason; docs/volumes.md says how to repair it"
+                raise Unavailable("the volume cannot be mounted", hint=hint) from error
 
     async def open(self, request: OpenVolume) -> int:
         """Return a mount of the volume for the process that serves its content; the caller closes it.
