@@ -28,7 +28,9 @@ class Peer(NamedTuple):
 
 
 @asynccontextmanager
-async def _served(folder: Path, handler: Handler) -> AsyncGenerator[Callable[[], Awaitable[Peer]]]:
+async def _served(
+    folder: Path, handler: Handler, max_connections: int = 100
+) -> AsyncGenerator[Callable[[], Awaitable[Peer]]]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
         listener.listen()
@@ -39,7 +41,7 @@ async def _served(folder: Path, handler: Handler) -> AsyncGenerator[Callable[[],
             return peers[-1]
 
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-            server = tasks.create_task(HttpServer().serve(listener, handler))
+            server = tasks.create_task(HttpServer(max_connections).serve(listener, handler))
             yield connect
             for peer in peers:
                 peer.writer.close()
@@ -185,3 +187,20 @@ async def test_body_is_not_produced_faster_than_it_is_read(tmp_path: Path) -> No
             for _ in range(100):
                 await asyncio.sleep(0)
         assert produced < 8 << 20
+
+
+async def test_a_connection_too_many_is_told_to_come_later(
+    tmp_path: Path,
+) -> None:
+    async with _served(tmp_path, _echo, max_connections=2) as connect:
+        first, second, third = [await connect() for _ in range(3)]
+        refused = await third.ask("GET /a HTTP/1.1\nHost: h\n\n")
+        assert refused.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1\r\n" in refused
+        assert refused.endswith(b'{"code": 429, "message": "too many connections to this sandbox"}')
+        assert await third.reader.read() == b""
+        assert b"200" in await second.ask("GET /a HTTP/1.1\nHost: h\nConnection: close\n\n")
+        assert await second.reader.read() == b""
+        fourth = await connect()
+        assert b"200" in await fourth.ask("GET /a HTTP/1.1\nHost: h\n\n")
+        assert b"200" in await first.ask("GET /a HTTP/1.1\nHost: h\n\n")

@@ -285,7 +285,7 @@ async def test_more_clients_than_allowed_are_turned_away_at_once(world: World) -
     )
     async with world.running():
         _, writer = await asyncio.open_connection(*world.address)
-        assert status(await world.ask(b"")) == 503
+        assert status(await world.ask(b"")) == 429
         writer.close()
 
 

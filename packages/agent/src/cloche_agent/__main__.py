@@ -15,6 +15,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # SAFETY: the token lies in this memory; nothing in the sandbox may trace it or read it through /proc.
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     keep_freed_memory()
+    _raise_file_limit()
     # What is imported stays: out of the collector's sight a fork also shares more of it.
     gc.collect()
     gc.freeze()
@@ -82,6 +84,15 @@ def keep_freed_memory() -> None:
         allocator = ctypes.CDLL(None)
         allocator.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
         allocator.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def _raise_file_limit() -> None:
+    """Use every descriptor this process may have: 1024 are 255 processes that are being listened to.
+
+    Programs get the limit that we were started with (`process/spawn.py`): select(2) in them cannot use more.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _leave_standard_streams() -> None:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote
 
 import h11
 
-from cloche_wire.errors import ClocheError, Internal, InvalidArgument, TooLarge
+from cloche_wire.errors import ClocheError, Internal, InvalidArgument, ResourceExhausted, TooLarge
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ _WRITE_AHEAD_BYTES = 64 * 1024
 _SEND_BUFFER_BYTES = 256 * 1024
 """The kernel doubles it: a piece of a file leaves at once then, with no rest that waits for another turn."""
 _LARGEST_HEAD_BYTES = 64 * 1024
+_BACKLOG = 1024
+"""Connections that may come in one moment; further ones try again after 20 ms."""
+_MOST_CONNECTIONS = 4096
+"""At once, by one listener. A stream takes four descriptors with its process, and `__main__` has 20,000."""
 _DISCARD_S = 10.0
 """How long the rest of a request body is read and dropped after an early answer, so that the peer sees the
 answer."""
@@ -152,21 +156,50 @@ def open_to_browsers(handler: Handler) -> Handler:
 class HttpServer:
     """Serves one handler on listening sockets."""
 
+    def __init__(self, max_connections: int = _MOST_CONNECTIONS) -> None:
+        """Serve nothing yet; further connections than `max_connections` are answered with 429 and closed."""
+        self._max_connections = max_connections
+        self._connections = 0
+
     async def serve(self, listener: socket.socket, handler: Handler) -> None:
         """Accept connections until cancelled; then every connection is cut."""
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         async with asyncio.TaskGroup() as connections:
 
-            def accept() -> _Connection:
-                return _Connection(connections, handler)
+            def accept() -> asyncio.Protocol:
+                if self._connections >= self._max_connections:
+                    return _Surplus()
+                self._connections += 1
+                connection = _Connection(connections, handler)
+                connection.on_lost = self._forget_one
+                return connection
 
-            factory: Callable[[], asyncio.Protocol] = accept
-            server = await loop.create_server(factory, sock=listener)
+            server = await loop.create_server(accept, sock=listener, backlog=_BACKLOG)
             try:
                 await server.serve_forever()
             finally:
                 server.close()
+
+    def _forget_one(self) -> None:
+        self._connections -= 1
+
+
+class _Surplus(asyncio.Protocol):
+    """A connection too many: a call on it is refused, in words that every client takes for "later"."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        # Only now: a Unix socket that is closed with something unread on it breaks the peer's connection.
+        del data
+        error = ResourceExhausted("too many connections to this sandbox")
+        body = json.dumps({"code": error.http_status, "message": str(error)})
+        head = "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self._transport.write((head + body).encode())
+        self._transport.close()
 
 
 class _Connection(asyncio.Protocol):
@@ -181,6 +214,7 @@ class _Connection(asyncio.Protocol):
         self._writable.set()
         self._unread_bytes = 0
         self._reading = True
+        self.on_lost: Callable[[], None] | None = None
 
     # --- callbacks of the event loop
 
@@ -204,6 +238,8 @@ class _Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.on_lost is not None:
+            self.on_lost()
         self._writable.set()
         self._task.cancel()
 

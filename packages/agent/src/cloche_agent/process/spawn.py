@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import signal
 import termios
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _OOM_SCORE_ADJ = b"500"
 """Children die of memory shortage before the agent does."""
+
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""The limit that programs get: ours as we found it, before the agent raised its own."""
 
 _unreaped: set[int] = set()
 """Pids that `spawn` returned and no `Reaper` has collected. Module state, as the processes of this process
@@ -119,6 +123,7 @@ def _become(request: SpawnRequest, null: int, report: int) -> NoReturn:
         if request.controlling_tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _be_first_victim()
+        resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
         os.umask(0o022)
         stage = "user"
         _take_ids(request)

@@ -211,7 +211,7 @@ async def _first_byte(connection: socket.socket) -> bytes:
 
 def _turn_away(connection: socket.socket) -> None:
     connection.setblocking(False)
-    refusal = Refusal(503, "too many connections", fields=((b"Retry-After", b"1"),))
+    refusal = Refusal(429, "too many connections", fields=((b"Retry-After", b"1"),))
     try:
         connection.send(render(refusal, None, closes=True))
     except OSError:
