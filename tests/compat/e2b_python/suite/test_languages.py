@@ -60,7 +60,7 @@ def test_javascript_that_outlives_its_client_is_interrupted(sandbox: Sandbox, co
         ("plt.scatter([1, 2], [3, 4])", "scatter"),
         ("plt.bar(['a', 'b'], [1, 2])", "bar"),
         ("plt.pie([1, 2], labels=['a', 'b'])", "pie"),
-        ("plt.boxplot([[1, 2, 3, 9]], tick_labels=['a'], patch_artist=True)", "box_and_whisker"),
+        ("plt.boxplot([[1, 2, 3, 4], [2, 4, 6, 8]], patch_artist=True)", "box_and_whisker"),
         ("_, (one, two) = plt.subplots(1, 2); one.plot([1, 2]); two.bar(['a'], [1])", "superchart"),
         ("plt.imshow([[1, 2], [3, 4]])", "unknown"),
     ],
