@@ -99,10 +99,11 @@ Rich()
 
 
 async def test_containers_are_json_where_json_can_say_them(interpreter: Interpreter) -> None:
-    values = "{1: (True, None)}, numpy.arange(2), numpy.float64(0.5), datetime.date(2026, 1, 2)"
-    code = f"import datetime, numpy\n[{values}]"
+    values = "{1: (True, None)}, numpy.arange(2), numpy.float64(0.5), datetime.date(2026, 1, 2), Point(1)"
+    point = "@dataclasses.dataclass\nclass Point:\n    x: int"
+    code = f"import dataclasses, datetime, numpy\n{point}\n[{values}]"
     (result,) = (await interpreter.run(code)).results
-    assert result.json == [{"1": [True, None]}, [0, 1], 0.5, "2026-01-02"]
+    assert result.json == [{"1": [True, None]}, [0, 1], 0.5, "2026-01-02", {"x": 1}]
     assert (await interpreter.run("[object]")).results[0].json is None
     assert (await interpreter.run("x = []; x.append(x); x")).results[0].json is None
 

@@ -290,3 +290,7 @@ async def test_variables_are_set_overwritten_and_put_back(
 async def test_programs_started_with_node_get_no_option_of_the_kernel(interpreter: Interpreter) -> None:
     code = "[process.execArgv, process.argv.length, process.env.NODE_OPTIONS]"
     assert await text(interpreter, code) == "[ [], 1, undefined ]"
+    code = (
+        "import { builtinModules } from 'module'; builtinModules.filter(name => name.startsWith('internal'))"
+    )
+    assert await text(interpreter, code) == "[]"

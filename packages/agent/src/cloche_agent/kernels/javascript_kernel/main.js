@@ -4,6 +4,7 @@
 // Node 20. A cell may put its own `process` or `Buffer` into the global scope: hence everything is taken by `require`.
 'use strict'
 
+const Module = require('node:module')
 const os = require('node:os')
 const process = require('node:process')
 
@@ -16,6 +17,9 @@ function main() {
   // Programs that cells start with this Node get neither our options nor our arguments.
   process.execArgv = []
   process.argv.length = 1
+  // What the option shows besides is nobody's to import.
+  Module.builtinModules = Module.builtinModules.filter((name) => !name.startsWith('internal/'))
+  Module.syncBuiltinESMExports()
   let kernel
   const channel = new Channel(Number(descriptor), (message) => {
     if (kernel !== undefined) {

@@ -95,7 +95,7 @@ class ContainerFormatter(JSONFormatter):
 
 
 def to_json(value: Any) -> Any:
-    """`value` in JSON's own types: keys become strings, dates ISO 8601, numpy its Python twin.
+    """`value` in JSON's own types: keys become strings, dates ISO 8601, numpy its Python twin, as by orjson.
 
     Raises:
         TypeError: Something in it has no such form.
@@ -129,6 +129,9 @@ def _scalar(value: Any, depth: int, budget: list[int]) -> Any:
         return str(value)
     if isinstance(value, enum.Enum):
         return _to_json(value.value, depth + 1, budget)
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is not None:
+        return {name: _to_json(getattr(value, name), depth + 1, budget) for name in fields}
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
         return _to_json(value.tolist(), depth + 1, budget)
