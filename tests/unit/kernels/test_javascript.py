@@ -75,6 +75,10 @@ async def test_a_template_without_node_lists_python_alone_and_says_what_is_missi
         ("(await import('node:path')).sep", "/"),
         ("require('path').sep", "/"),
         ("await null; for (var i = 0; i < 3; i++) { var last = i }; [i, last]", "[ 3, 2 ]"),
+        ("await 0; if (false) var no = 1; else var yes = 2; [no, yes]", "[ undefined, 2 ]"),
+        ("switch (await 1) { case 1: var hit = 1 }\n[hit]", "[ 1 ]"),
+        ("for (var k in await {a: 1}) var seen = k\n;[k, seen]", "[ 'a', 'a' ]"),
+        ("#!/usr/bin/env node\nawait 6", "6"),
         ("let none; none = await 4\n;(() => none)()", "4"),
         ("const first = 1\nawait 0\nconst second = 2\n;[first, second]", "[ 1, 2 ]"),
         ("export const out = 1; export default class Shown {}; [out, typeof Shown]", "[ 1, 'function' ]"),
@@ -108,6 +112,7 @@ async def test_names_are_kept_and_may_be_declared_again(interpreter: Interpreter
 
 async def test_names_that_node_has_taken_may_be_declared(interpreter: Interpreter) -> None:
     taken = "const process = 1, JSON = 2, Buffer = 3, Promise = 4, crypto = 5, fetch = 6; class Map {}"
+    assert await text(interpreter, "var crypto = require('crypto'); typeof crypto.createHash") == "function"
     await run(interpreter, taken)
     execution = await run(interpreter, "console.log(crypto); display({}); process + JSON")
     assert (execution.text, execution.logs.stdout, len(execution.results)) == ("3", ["5\n"], 2)

@@ -17,13 +17,14 @@ const SUFFIX = '\n; return $value })()'
  *   an array that holds the value.
  * @throws {SyntaxError} acorn's, with `pos`.
  */
-function translate(acorn, code) {
+function translate(acorn, text) {
+  // Only the first line of a script may begin like that, and ours begins with something else.
+  const code = text.replace(/^#!/, '//')
   const program = acorn.parse(code, {
     ecmaVersion: 'latest',
     sourceType: 'script',
     allowImportExportEverywhere: true,
     allowAwaitOutsideFunction: true,
-    allowHashBang: true,
   })
   return new Cell(code, program).translated()
 }
@@ -58,6 +59,7 @@ class Cell {
     switch (node.type) {
       case 'VariableDeclaration':
         if (node.kind !== 'var' || this._isAsync) this._declaration(node)
+        else for (const { id } of node.declarations) namesOf(id).forEach((name) => this._names.add(name))
         break
       case 'ClassDeclaration':
         this._names.add(node.id.name)
@@ -87,8 +89,9 @@ class Cell {
 
   // --- declarations
 
-  _declaration(node, isStatement = true) {
-    const [opening, closing] = isStatement ? [';void (', ');'] : ['', '']
+  /** `around` is what the declaration is put between; the first semicolon ends a line that has none. */
+  _declaration(node, around = [';void (', ');']) {
+    const [opening, closing] = around
     // `var x;` says nothing new about an x that is there.
     const omitted = node.kind === 'var' ? '' : ' = undefined'
     let at = node.start
@@ -114,8 +117,11 @@ class Cell {
         const [{ id }] = inner.declarations
         for (const name of namesOf(id)) this._names.add(name)
         this._edit(inner.start, id.start, '')
+      } else if (parent.type === 'ForStatement' && key === 'init') {
+        this._declaration(inner, ['', ''])
       } else {
-        this._declaration(inner, !(parent.type === 'ForStatement' && key === 'init'))
+        // The only statement of an `if` or a loop may have none before it.
+        this._declaration(inner, /^(BlockStatement|SwitchCase)$/.test(parent.type) ? undefined : ['void (', ');'])
       }
     })
   }
