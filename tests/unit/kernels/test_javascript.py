@@ -85,6 +85,7 @@ async def test_a_template_without_node_lists_python_alone_and_says_what_is_missi
         ("import.meta.url.startsWith('file:///')", "true"),
         ("(5)", "5"),
         ("'use strict'; 7", "7"),
+        ("Object.assign(new Error('shown'), {code: 5})", "Error: shown\n    at cell-1:1:15 {\n  code: 5\n}"),
         ("`a\nb`", "a\\nb"),
     ],
 )

@@ -4,8 +4,10 @@
 const { Buffer } = require('node:buffer')
 const util = require('node:util')
 
-const { Object, Symbol, Uint8Array } = globalThis
+const { Object, RegExp, Set, String, Symbol, Uint8Array } = globalThis
 
+const OUR_FOLDER = __dirname.replace(/[^\w/]/g, '\\$&')
+const OUR_FRAME = new RegExp(`^\\s+at (.*[( ])?(node:|${OUR_FOLDER}/)`)
 const JUPYTER = Symbol.for('Jupyter.display')
 const METHODS = {
   _toHtml: 'text/html',
@@ -36,9 +38,32 @@ function inspect(value) {
   }
 }
 
+/** An error's stack, its causes and further fields, without the frames below the cell: those are the kernel's. */
+function traceback(thrown) {
+  if (!util.types.isNativeError(thrown)) return inspect(thrown)
+  let hasMore = false
+  const seen = new Set()
+  for (let error = thrown; util.types.isNativeError(error) && !seen.has(error); error = error.cause) {
+    seen.add(error)
+    hasMore ||= Object.keys(error).some((key) => key !== 'name')
+    try {
+      error.stack = ownFrames(String(error.stack))
+    } catch {
+      break // frozen, or with a stack that throws: shown as it is
+    }
+  }
+  return hasMore || seen.size > 1 || thrown.errors ? inspect(thrown) : String(thrown.stack)
+}
+
+function ownFrames(stack) {
+  const lines = stack.split('\n').filter((line) => !OUR_FRAME.test(line))
+  // What is put before a cell that awaits has columns below zero.
+  return lines.join('\n').replace(/(cell-\d+:1):-\d+/g, '$1:1')
+}
+
 /** All that a value says about itself: its text, and what its display methods return. */
 function bundleOf(value) {
-  const bundle = { 'text/plain': inspect(value) }
+  const bundle = { 'text/plain': traceback(value) }
   if (value === null || (typeof value !== 'object' && typeof value !== 'function')) return bundle
   try {
     if (typeof value[JUPYTER] === 'function') Object.assign(bundle, encoded(value[JUPYTER]()))
@@ -71,4 +96,4 @@ function makeDisplay(send) {
   return display
 }
 
-module.exports = { bundleOf, inspect, makeDisplay }
+module.exports = { bundleOf, inspect, makeDisplay, traceback }
