@@ -181,9 +181,8 @@ class JupyterBackend:
                 run.take_reply(message)
             for message in self._taken(self._questions):
                 run.refuse(message)
-            if run.is_refused:
-                # Again while it is quiet: the first may come before the kernel begins to wait for an answer.
-                self._pass_interrupt()
+                # Some kernels ask all the same, and IRkernel ends when it is interrupted while it waits.
+                self._session.send(self._questions, "input_reply", {"value": ""}, parent=message)
             self._check_alive()
         run.finish()
 
@@ -216,7 +215,6 @@ class _Run:
         self._ends_apart = ends_apart
         self._is_idle = False
         self._has_error = False
-        self.is_refused = False
         self.reply: Optional[dict[str, Any]] = None
 
     @property
@@ -249,8 +247,7 @@ class _Run:
                 self._fail(voice, content)
 
     def refuse(self, message: Message) -> None:
-        """Nobody is there to answer, though some kernels ask all the same."""
-        self.is_refused = True
+        """Make it an error that the cell has asked: nobody is there to answer."""
         if self._voice is not None:
             prompt = str(message["content"].get("prompt", ""))[:200]
             content = {"ename": "StdinNotImplementedError", "evalue": f"nobody reads the prompt {prompt}"}
