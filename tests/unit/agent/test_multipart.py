@@ -59,6 +59,17 @@ def test_body_is_passed_on_as_it_comes() -> None:
     assert sum(len(event.data) for event in events if isinstance(event, PartData)) > 999_000
 
 
+def test_what_holds_no_boundary_is_passed_on_without_a_copy() -> None:
+    parser = MultipartParser(HEADER)
+    parser.feed(b'--b-1\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n')
+    for piece, passed in ((b"x" * 1000, 1000), (b"y" * 998 + b"\r\n", 998)):
+        (event,) = parser.feed(piece)
+        assert isinstance(event, PartData)
+        assert isinstance(event.data, memoryview)
+        assert (event.data.obj is piece, len(event.data)) == (True, passed)
+    assert parser.feed(b"--b-1--") == [PartEnd()]
+
+
 @pytest.mark.parametrize(
     "header", ["multipart/form-data", "multipart/form-data; boundary=", 'm; boundary="a\x00"']
 )

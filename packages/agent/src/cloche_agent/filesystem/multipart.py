@@ -27,7 +27,7 @@ class PartBegin:
 class PartData:
     """Some bytes of the part."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,11 @@ class MultipartParser:
         Raises:
             InvalidArgument: The body is malformed.
         """
+        if self._state is _State.DATA and not self._buffer and self._delimiter not in data:
+            # Most of a large file: passed on as it came, where the buffer would mean two copies.
+            end = self._possible_delimiter(data)
+            self._buffer += data[end:]
+            return [PartData(memoryview(data)[:end])] if end else []
         self._buffer += data
         events: list[PartEvent] = []
         while self._step(events):
@@ -141,10 +146,10 @@ class MultipartParser:
     def _data(self, events: list[PartEvent]) -> bool:
         at = self._buffer.find(self._delimiter)
         if at < 0:
-            keep = len(self._delimiter) - 1
-            if len(self._buffer) > keep:
-                events.append(PartData(bytes(memoryview(self._buffer)[:-keep])))
-                del self._buffer[:-keep]
+            end = self._possible_delimiter(self._buffer)
+            if end:
+                events.append(PartData(bytes(memoryview(self._buffer)[:end])))
+                del self._buffer[:end]
             return False
         if at:
             events.append(PartData(bytes(memoryview(self._buffer)[:at])))
@@ -152,6 +157,11 @@ class MultipartParser:
         del self._buffer[: at + len(self._delimiter)]
         self._state = _State.AFTER_BOUNDARY
         return True
+
+    def _possible_delimiter(self, data: bytes | bytearray) -> int:
+        """Where, in data without a delimiter, one may begin that goes on in what follows; else its length."""
+        at = data.find(b"\r", max(0, len(data) - len(self._delimiter) + 1))
+        return len(data) if at < 0 else at
 
 
 def parameters(header: str) -> dict[str, str]:

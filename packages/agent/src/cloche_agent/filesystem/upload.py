@@ -146,7 +146,7 @@ class Target:
     ) -> None:
         self.close()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Append `data`.
 
         Raises:
