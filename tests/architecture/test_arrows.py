@@ -17,10 +17,12 @@ LEAVES = {
     "errors",
     "telemetry",
     "readiness",
+    "resolvers",
     "disk_space",
+    "domain_names",
     "mount_paths",
 }
-ROOMS = {"api", "store", "placement", "node", "isolation", "templates", "edge", "volumes", "cli"}
+ROOMS = {"api", "store", "placement", "node", "isolation", "templates", "edge", "egress", "volumes", "cli"}
 
 # What a room may import of the server, besides itself and the leaf modules; a dotted name allows that module.
 ROOM_ARROWS: dict[str, set[str]] = {
@@ -31,6 +33,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "templates": {"node"},
     "api": {"templates", "placement", "store", "node.messages"},
     "edge": {"node.messages"},
+    "egress": {"node.messages"},
     "volumes": {"node.messages", "isolation.syscalls"},
     "cli": ROOMS,
 }

@@ -46,6 +46,8 @@ class Outside(NamedTuple):
     """The played world; `reached` is what got through to it."""
 
     log: Path
+    pid: int
+    """A process in its namespace, for servers of its own there."""
 
     def reached(self, *, after: int = 0) -> list[str]:
         """Addresses of it that somebody connected to, in order, without the first `after` of them."""
@@ -72,12 +74,13 @@ def played(folder: Path) -> Iterator[Outside]:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output)
     try:
         until(lambda: "up" in log.read_text(), within_s=10, what="the outside's process")
-        _connect(_child(process.pid))
+        pid = _child(process.pid)
+        _connect(pid)
         assert process.stdin
         process.stdin.write(b"\n")
         process.stdin.flush()
         until(lambda: "listening" in log.read_text(), within_s=10, what="the outside's listener")
-        yield Outside(log)
+        yield Outside(log, pid)
     finally:
         process.kill()
         process.wait(timeout=10)

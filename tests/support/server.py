@@ -21,7 +21,7 @@ from cloche_wire.errors import ClocheError
 from tests.support import census, templates
 from tests.support.waiting import until
 
-PARTS = ("node", "api", "edge", "content")
+PARTS = ("node", "api", "edge", "egress", "content")
 START_S = 60.0
 
 

@@ -30,6 +30,23 @@ EVERYTHING = "0.0.0.0/0"
         ),
         # Overlapping entries are one, and the bits of a host behind its mask do not matter.
         ({"denyOut": ["8.8.8.8", "8.8.8.9/24", "8.8.9.0/24"]}, True, EgressPolicy((), ("8.8.8.0/23",))),
+        (
+            {"denyOut": [EVERYTHING], "allowOut": ["OK.test.", "*.Wild.test", "1.1.1.1"]},
+            True,
+            EgressPolicy(("1.1.1.1/32",), (EVERYTHING,), ("ok.test", "*.wild.test")),
+        ),
+        (
+            {"denyOut": [EVERYTHING], "allowOut": ["ok.test"], "dnsServers": ["9.9.9.9"]},
+            True,
+            EgressPolicy((), (EVERYTHING,), ("ok.test",), ("9.9.9.9/32",)),
+        ),
+        (
+            {"denyOut": [EVERYTHING], "allowOut": ["ok.test"], "dnsServers": []},
+            True,
+            EgressPolicy((), (EVERYTHING,), ("ok.test",), (), names=False),
+        ),
+        # Without a domain the name servers have no effect, by contract.
+        ({"denyOut": ["8.8.8.8"], "dnsServers": []}, True, EgressPolicy((), ("8.8.8.8/32",))),
         # Sandboxes have no IPv6: it is denied whatever is said of it.
         ({"denyOut": ["::/0"]}, True, EgressPolicy()),
         ({"denyOut": [EVERYTHING, "::/0"], "dnsServers": []}, False, EgressPolicy()),
@@ -66,6 +83,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"allowOut": ["169.254.169.254/32"]}, "network.allowOut"),
     ({"allowOut": ["10.0.0.0/8"]}, "network.allowOut"),
     ({"allowOut": "1.1.1.1"}, "network.allowOut"),
+    ({"allowOut": ["ok.test"]}, "network.allowOut"),
+    ({"allowOut": ["ok.test"], "denyOut": ["1.1.1.1"]}, "network.denyOut"),
+    ({"allowOut": ["*"], "denyOut": [EVERYTHING]}, "network.allowOut"),
+    ({"allowOut": ["*.test"], "denyOut": [EVERYTHING]}, "network.allowOut"),
+    ({"allowOut": ["https://ok.test"], "denyOut": [EVERYTHING]}, "network.allowOut"),
+    ({"allowOut": ["ok.test:443"], "denyOut": [EVERYTHING]}, "network.allowOut"),
     ({"denyOut": ["example.com"]}, "network.denyOut"),
     ({"denyOut": ["*.example.com"]}, "network.denyOut"),
     ({"denyOut": ["1.1.1.1; drop"]}, "network.denyOut"),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloche_server import resolvers
 from cloche_server.node import dns
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +58,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
     with socket.socket(type=socket.SOCK_DGRAM) as probe:
         probe.bind((STUB, 0))
         chosen = probe.getsockname()[1]
-    monkeypatch.setattr(dns, "PORT", chosen)
+    monkeypatch.setattr(resolvers, "PORT", chosen)
     return chosen
 
 
@@ -74,7 +75,7 @@ def serving(port: int) -> Serving:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(lambda: resolver, (RESOLVER, port))
         server = await asyncio.start_server(resolver.stream, RESOLVER, port)
-        stub = dns.Stub(IPv4Address(STUB), list(resolvers), lambda asker: online and asker == "127.0.0.1")
+        stub = dns.Stub(IPv4Address(STUB), list(resolvers), lambda asker, _: online and asker == "127.0.0.1")
         try:
             async with server, asyncio.timeout(5), asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(stub.serve())
@@ -161,7 +162,7 @@ async def test_no_resolver_at_all_is_a_failure_and_no_silence(serving: Serving, 
 async def test_silent_resolver_is_a_failure_in_bounded_time(
     serving: Serving, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dns, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(resolvers, "TIMEOUT_S", 0.05)
     async with serving() as resolver:
         assert code(await ask(port)) == 2
         assert resolver.asked
@@ -218,6 +219,6 @@ def test_resolvers_are_the_configured_ones_else_the_hosts(tmp_path: Path) -> Non
     path.write_text(
         "# comment\nnameserver 192.0.2.1\nsearch x\nnameserver ::1\nnameserver\nnameserver 192.0.2.2\n"
     )
-    assert dns.upstream_resolvers(("192.0.2.9",), path) == ["192.0.2.9"]
-    assert dns.upstream_resolvers((), path) == ["192.0.2.1", "192.0.2.2"]
-    assert dns.upstream_resolvers((), tmp_path / "none") == []
+    assert resolvers.upstream_resolvers(("192.0.2.9",), path) == ["192.0.2.9"]
+    assert resolvers.upstream_resolvers((), path) == ["192.0.2.1", "192.0.2.2"]
+    assert resolvers.upstream_resolvers((), tmp_path / "none") == []

@@ -3,11 +3,12 @@
 import asyncio
 
 import anyio.lowlevel
+import msgspec
 import pytest
 from tests.unit.node.conftest import Node, request_for
 
 from cloche_server.node import create, egress, kill
-from cloche_server.node.messages import EgressPolicy, SetEgress
+from cloche_server.node.messages import AskPolicy, EgressPolicy, NamePolicy, PolicyChanged, SetEgress
 from cloche_server.node.ruleset import Ruleset
 from cloche_server.node.slots import Block
 from cloche_wire.errors import InvalidArgument, SandboxNotFound, Unavailable
@@ -90,7 +91,35 @@ async def test_names_are_for_those_that_may_reach_more_than_a_list(
 ) -> None:
     async with node.machine() as m:
         await create.create(m, request_for("a", allow_internet=allow_internet, egress=policy))
-        assert egress.may_ask_names(m.find(A).record) is expected
+        assert egress.may_ask(m.find(A).record, "a.test") is expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("OK.test.", True), ("a.ok.test", False), ("bad.test", False), (None, False)]
+)
+async def test_where_domains_are_listed_no_other_name_is_answered(
+    node: Node, asked: str | None, expected: bool
+) -> None:
+    listed = EgressPolicy((), ("0.0.0.0/0",), ("ok.test",))
+    async with node.machine() as m:
+        await create.create(m, request_for("a", egress=listed))
+        assert egress.may_ask(m.find(A).record, asked) is expected
+        await egress.set_egress(m, SetEgress(A, True, msgspec.structs.replace(listed, names=False)))
+        assert not egress.may_ask(m.find(A).record, asked)
+
+
+async def test_the_egress_is_told_of_every_change_and_of_the_end(node: Node) -> None:
+    async with node.machine() as m:
+        await create.create(m, request_for("a", egress=EgressPolicy((), (), ("ok.test",))))
+        address = str(m.block.address(0))
+        assert egress.name_policy(m, AskPolicy(address)) == NamePolicy(A, ("ok.test",))
+        changes = m.policies.listen()
+        await egress.set_egress(m, SetEgress(A, False))
+        assert (await anext(changes)).data == PolicyChanged(address)
+        with pytest.raises(SandboxNotFound):
+            egress.name_policy(m, AskPolicy(address))
+        await kill.end(m, A, "killed")
+        assert (await anext(changes)).data == PolicyChanged(address)
 
 
 def test_the_table_has_a_chain_for_each_policy_and_none_else() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
 EVERYWHERE = "0.0.0.0/0"
 ALWAYS_DENIED = (
@@ -24,3 +24,9 @@ def is_always_denied(target: IPv4Address | IPv4Network, exceptions: Iterable[str
     if not any(network.subnet_of(denied) for denied in _ALWAYS_DENIED):
         return False
     return not any(network.overlaps(IPv4Network(excepted)) for excepted in exceptions)
+
+
+def collapsed(*networks: Iterable[str | IPv4Network]) -> tuple[str, ...]:
+    """Without overlaps, which the packet filter's intervals do not take."""
+    every = (IPv4Network(network) for group in networks for network in group)
+    return tuple(map(str, collapse_addresses(every)))

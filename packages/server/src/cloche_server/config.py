@@ -24,6 +24,8 @@ Needs no entry in /etc/passwd.
 """
 EDGE_UID = API_UID + 1
 """User the edge runs as."""
+EGRESS_UID = API_UID + 2
+"""User the egress runs as."""
 VOLUMES_FIRST_ID = 0x0FFE_0000
 """Root of the process that serves the content of volumes: the first of 65,536 ids of a user namespace of its
 own, below those of the api."""
@@ -121,6 +123,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def edge_socket(self) -> Path:
         """Where the edge asks the node for routes and connections."""
         return self.run_dir / "edge.sock"
+
+    @property
+    def egress_socket(self) -> Path:
+        """Where the egress asks the node what sandboxes may reach."""
+        return self.run_dir / "egress.sock"
 
     @property
     def api_socket(self) -> Path:

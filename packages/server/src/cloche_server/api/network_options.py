@@ -5,13 +5,14 @@ See: wire contract 2.5.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_network
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple
 
 import msgspec
 
-from cloche_server.addresses import EVERYWHERE, is_always_denied
+from cloche_server import domain_names
+from cloche_server.addresses import EVERYWHERE, collapsed, is_always_denied
 from cloche_server.api.shapes import NetworkConfig, NetworkUpdate, NewSandbox
 from cloche_server.node.messages import EgressPolicy
 from cloche_wire.errors import InvalidArgument, UnsupportedOption
@@ -21,6 +22,7 @@ MAX_ENTRIES = 1000
 MAX_DNS_SERVERS = 10
 MAX_HTTPS_PORTS = 100
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?\Z")
+_EVERYWHERE = IPv4Network(EVERYWHERE)
 _OWN_PORTS = frozenset((49983, 49999))
 """The daemon's and the interpreter's: both speak plain HTTP to the edge."""
 
@@ -126,15 +128,30 @@ def _check_egress(
             raise UnsupportedOption(
                 f"network.{option} is not supported by this server", hint=f"leave out network.{option}"
             )
-    _check_dns_servers(options.dns_servers, exceptions)
-    denied = _networks("denyOut", options.deny_out or [])
-    denied += [] if allow_internet else [IPv4Network(EVERYWHERE)]
-    allowed = _networks("allowOut", options.allow_out or [], exceptions)
-    deny = _collapsed(network for network in denied if isinstance(network, IPv4Network))
-    allow = _collapsed(network for network in allowed if isinstance(network, IPv4Network))
-    if deny == (EVERYWHERE,) and not allow:
+    servers = _check_dns_servers(options.dns_servers, exceptions)
+    names, allowed = _split_names(options.allow_out or [])
+    denied = _networks("denyOut", options.deny_out or []) + ([] if allow_internet else [_EVERYWHERE])
+    deny = collapsed(network for network in denied if isinstance(network, IPv4Network))
+    reachable = _networks("allowOut", allowed, exceptions)
+    allow = collapsed(network for network in reachable if isinstance(network, IPv4Network))
+    if names and EVERYWHERE not in deny:
+        raise InvalidArgument(
+            f"network.allowOut has a domain: {names[0]}", hint="domains need 0.0.0.0/0 in network.denyOut"
+        )
+    if deny == (EVERYWHERE,) and not (allow or names):
         return Egress(allow_internet=False, policy=EgressPolicy())
-    return Egress(allow_internet=True, policy=EgressPolicy(allow, deny))
+    policy = EgressPolicy(
+        allow, deny, names, (servers or ()) if names else (), names=not names or servers != ()
+    )
+    return Egress(allow_internet=True, policy=policy)
+
+
+def _split_names(entries: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Domains of allowOut in their one spelling, and what is not a domain."""
+    if len(entries) > MAX_ENTRIES:
+        raise InvalidArgument(f"network.allowOut has more than {MAX_ENTRIES} entries: {len(entries)}")
+    by_entry = {entry: domain_names.normalise_pattern(entry) for entry in entries}
+    return tuple(filter(None, by_entry.values())), [entry for entry, name in by_entry.items() if name is None]
 
 
 def _networks(
@@ -160,8 +177,6 @@ def _not_a_network(option: str, entry: str) -> InvalidArgument:
     looks_like_a_name = entry.strip("*.").replace(".", "").replace("-", "").isalnum() and "/" not in entry
     if looks_like_a_name and option == "denyOut":
         return InvalidArgument(said, hint="domains can be allowed only: deny 0.0.0.0/0 and allow the rest")
-    if looks_like_a_name:
-        return UnsupportedOption(said, hint="domains in allowOut are not supported by this server yet")
     return InvalidArgument(said)
 
 
@@ -179,22 +194,23 @@ def _refuse_unreachable(
         )
 
 
-def _check_dns_servers(servers: list[str] | msgspec.UnsetType, exceptions: Sequence[str]) -> None:
+def _check_dns_servers(
+    servers: list[str] | msgspec.UnsetType, exceptions: Sequence[str]
+) -> tuple[str, ...] | None:
+    """Return the servers in CIDR form; None where nothing was said of them."""
     if servers is msgspec.UNSET:
-        return
+        return None
     if len(servers) > MAX_DNS_SERVERS:
         raise InvalidArgument(f"network.dnsServers has more than {MAX_DNS_SERVERS} entries: {len(servers)}")
+    networks: list[IPv4Network] = []
     for server in servers:
         try:
-            address = IPv4Address(server)
+            network = IPv4Network(IPv4Address(server))
         except ValueError as error:
             raise InvalidArgument(f"network.dnsServers is not IPv4 addresses: {server[:80]!r}") from error
-        _refuse_unreachable("dnsServers", server, IPv4Network(address), exceptions)
-
-
-def _collapsed(networks: Iterable[IPv4Network]) -> tuple[str, ...]:
-    """Without overlaps, which the packet filter's intervals do not take."""
-    return tuple(map(str, collapse_addresses(networks)))
+        _refuse_unreachable("dnsServers", server, network, exceptions)
+        networks.append(network)
+    return collapsed(networks)
 
 
 def _egress_as_given(options: NetworkConfig | NetworkUpdate) -> dict[str, Any]:

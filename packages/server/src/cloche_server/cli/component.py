@@ -1,4 +1,4 @@
-"""One of the server's processes: `python -m cloche_server.cli.component node|api|edge|content`.
+"""One of the server's processes: `python -m cloche_server.cli.component node|api|edge|egress|content`.
 
 The supervisor starts it with its configuration in `CLOCHE_CONFIG_JSON`, for the edge also with the listening
 socket. It ends with the supervisor, whatever happens to that one. Exit status 3 says that it cannot run on
@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from cloche_server.cli import logs, privileges
-from cloche_server.config import API_UID, EDGE_UID, VOLUMES_FIRST_ID, Config
+from cloche_server.config import API_UID, EDGE_UID, EGRESS_UID, VOLUMES_FIRST_ID, Config
 from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import ID_RANGE
 from cloche_wire.errors import ClocheError
@@ -65,6 +65,11 @@ def _run(name: str, config: Config) -> None:
 
             _settle(EDGE_UID, config)
             edge.run(config, int(os.environ.pop(LISTENER_VARIABLE)))
+        case "egress":
+            from cloche_server.egress import service as egress
+
+            _settle(EGRESS_UID, config)
+            egress.run(config)
         case "content":
             from cloche_server.volumes import service as content
 

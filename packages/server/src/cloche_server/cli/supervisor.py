@@ -30,7 +30,7 @@ from cloche_server.cli.logs import BoundedFile
 from cloche_server.config import Config
 from cloche_wire.errors import ClocheError, Unavailable
 
-NAMES = ("node", "api", "edge", "content")
+NAMES = ("node", "api", "edge", "egress", "content")
 PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Before the first, second, ... restart in a row; the last one is repeated."""
 STEADY_S = 20.0

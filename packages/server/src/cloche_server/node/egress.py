@@ -8,11 +8,12 @@ from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
 import msgspec
 import structlog
 
+from cloche_server import domain_names
 from cloche_server.addresses import EVERYWHERE
 from cloche_server.node import kill
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Machine
-from cloche_server.node.messages import EgressPolicy, SetEgress
+from cloche_server.node.messages import AskPolicy, EgressPolicy, NamePolicy, SetEgress
 from cloche_wire.errors import InvalidArgument, SandboxNotFound, Unavailable
 
 log = structlog.get_logger()
@@ -44,6 +45,7 @@ async def set_egress(machine: Machine, order: SetEgress) -> None:
                 raise SandboxNotFound(f"no such sandbox: {order.sandbox_id}") from None
             machine.note(live, _with_egress(live.record, before))
             raise
+    machine.publish_policy(live.record)
     log.info("sandbox.egress_set", sandbox_id=order.sandbox_id, online=order.allow_internet)
 
 
@@ -52,12 +54,30 @@ def policies(records: Iterable[Record]) -> dict[int, EgressPolicy]:
     return {record.slot: record.request.egress for record in records}
 
 
-def may_ask_names(record: Record) -> bool:
-    """Whether the sandbox may resolve names.
+def may_ask(record: Record, asked: str | None) -> bool:
+    """Whether the sandbox may have a name resolved.
 
-    Where everything is denied but some addresses, names are of no use, and a way to carry data out.
+    Names carry data out, so a sandbox that may reach a list only may ask for what stands in the list only.
     """
-    return record.request.allow_internet and EVERYWHERE not in record.request.egress.deny
+    policy = record.request.egress
+    if not record.request.allow_internet:
+        return False
+    if not policy.domains:
+        return EVERYWHERE not in policy.deny
+    name = domain_names.normalise(asked or "")
+    return policy.names and name is not None and domain_names.is_listed(name, policy.domains)
+
+
+def name_policy(machine: Machine, ask: AskPolicy) -> NamePolicy:
+    """What the sandbox at an address may reach by name.
+
+    Raises:
+        SandboxNotFound: None is there, or it may reach nothing so.
+    """
+    live = machine.at_address(ask.address)
+    if live is None or live.record.state == "ending" or not live.record.request.allow_internet:
+        raise SandboxNotFound(f"no sandbox at: {ask.address}")
+    return NamePolicy(live.record.request.sandbox_id, live.record.request.egress.domains)
 
 
 def check_policy(policy: EgressPolicy) -> None:
@@ -66,7 +86,10 @@ def check_policy(policy: EgressPolicy) -> None:
     Raises:
         InvalidArgument: Not networks in their plain form.
     """
-    for text in (*policy.allow, *policy.deny):
+    for text in policy.domains:
+        if domain_names.normalise_pattern(text) != text:
+            raise InvalidArgument(f"not a domain: {text[:80]!r}")
+    for text in (*policy.allow, *policy.deny, *policy.dns_servers):
         try:
             is_plain = str(IPv4Network(text)) == text
         except (AddressValueError, NetmaskValueError, ValueError):

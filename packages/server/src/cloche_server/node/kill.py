@@ -56,7 +56,7 @@ async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
         # A full disk must not keep a sandbox alive: after a crash the older record leads to the same end.
         with contextlib.suppress(OSError):
             machine.journal.write(live.record)
-        machine.publish_gone(sandbox_id)
+        machine.publish_gone(live.record)
         if live.builder is not None:
             live.builder.cancel()
         machine.tasks.create_task(finish(machine, live))

@@ -18,7 +18,7 @@ from cloche_server.node.broadcast import Broadcast
 from cloche_server.node.journal import Journal, Record
 from cloche_server.node.lifecycle import Event as LifecycleEvent
 from cloche_server.node.lifecycle import next_state
-from cloche_server.node.messages import Route, RouteGone, SandboxEnded
+from cloche_server.node.messages import PolicyChanged, Route, RouteGone, SandboxEnded
 from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
@@ -62,6 +62,7 @@ class Machine:
     live: dict[str, Live] = field(default_factory=dict[str, Live])
     draining: bool = False
     routes: Broadcast = field(default_factory=Broadcast)
+    policies: Broadcast = field(default_factory=Broadcast)
     ends: Broadcast = field(default_factory=Broadcast)
     before_removal: Callable[[Live], Awaitable[None]] | None = None
     """Called for a sandbox that ran, while its agent still may; never fails, and takes a moment at most."""
@@ -124,9 +125,14 @@ class Machine:
         """Tell the edge how to reach the sandbox."""
         self.routes.publish(Event("route", self.route(record)))
 
-    def publish_gone(self, sandbox_id: str) -> None:
-        """Tell the edge to cut what is open to the sandbox, before any of its processes ends."""
-        self.routes.publish(Event("gone", RouteGone(sandbox_id)))
+    def publish_gone(self, record: Record) -> None:
+        """Have what is open to and from the sandbox cut, before any of its processes ends."""
+        self.routes.publish(Event("gone", RouteGone(record.request.sandbox_id)))
+        self.publish_policy(record)
+
+    def publish_policy(self, record: Record) -> None:
+        """Tell the egress to look again whether the sandbox may have what it has open."""
+        self.policies.publish(Event("changed", PolicyChanged(str(self.block.address(record.slot)))))
 
     def publish_ended(self, record: Record) -> None:
         """Tell the api that the sandbox is gone."""

@@ -27,6 +27,14 @@ Edge socket (`Config.edge_socket`):
     closed dial         Dial            {} with one descriptor: a connected TCP socket, made inside the
     sandbox's network namespace
                                  raises SandboxNotFound, PortClosed
+
+Egress socket (`Config.egress_socket`):
+
+    listen       {}              {} with one descriptor: the listening socket that connections of sandboxes
+                                 with domains are led to; the node keeps none of it, so that nobody answers
+                                 them while no egress runs
+    policy       AskPolicy       NamePolicy       raises SandboxNotFound
+    changes      {}              {}, then events `changed` (PolicyChanged) until it is closed
 """
 
 from __future__ import annotations
@@ -54,6 +62,12 @@ class EgressPolicy(msgspec.Struct, frozen=True):
     """IPv4 networks in CIDR form that do not overlap."""
     deny: tuple[str, ...] = ()
     """The same."""
+    domains: tuple[str, ...] = ()
+    """Names reached on ports 80 and 443 through the egress; `*.` before one stands for all below it."""
+    dns_servers: tuple[str, ...] = ()
+    """Addresses reached on every port although there are `domains`, which close foreign name servers."""
+    names: bool = True
+    """Whether the node's own name server answers for `domains`."""
 
 
 class CreateSandbox(msgspec.Struct, frozen=True):
@@ -118,6 +132,25 @@ class SetEgress(msgspec.Struct, frozen=True):
     def digest(self) -> str:
         """The same for the same policy, whatever the sandbox."""
         return hashlib.sha256(msgspec.json.encode((self.allow_internet, self.egress))).hexdigest()
+
+
+class AskPolicy(msgspec.Struct, frozen=True):
+    """Ask what the sandbox at an address may reach by name."""
+
+    address: str
+
+
+class NamePolicy(msgspec.Struct, frozen=True):
+    """What the sandbox at an address may reach by name, now."""
+
+    sandbox_id: str
+    domains: tuple[str, ...]
+
+
+class PolicyChanged(msgspec.Struct, frozen=True):
+    """Event: the sandbox at this address may reach something else than before, or is gone."""
+
+    address: str
 
 
 class SandboxEnded(msgspec.Struct, frozen=True):

@@ -24,12 +24,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import ID_RANGE, first_id
 from cloche_server.node.messages import EgressPolicy
-from cloche_server.node.ruleset import OFFLINE_GROUP, ONLINE_GROUP, Ruleset
+from cloche_server.node.ruleset import EGRESS_PORT, OFFLINE_GROUP, ONLINE_GROUP, Ruleset
 from cloche_server.node.slots import Block
 from cloche_wire.errors import Internal, Unavailable
 
 INSIDE = "eth0"
 _NFT_TIMEOUT_S = 10.0
+IP_FREEBIND = 15  # in.h; binds the gateway address before the first sandbox brings it up (ip(7))
 log = structlog.get_logger()
 
 
@@ -97,6 +98,23 @@ class Network:
         if slot in self._with_policy:  # the others cost no process
             _load(self._ruleset.no_policy(slot))
             self._with_policy.discard(slot)
+
+    def listen_for_egress(self) -> int:
+        """Return a listening socket for what the rules lead to the egress; the caller closes it.
+
+        Raises:
+            Unavailable: An egress that is just ending has it still, or somebody else.
+        """
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        with socket.socket(socket.AF_INET, kind) as listener:
+            try:
+                listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((str(self._block.gateway), EGRESS_PORT))
+                listener.listen(1024)
+            except OSError as error:
+                raise Unavailable(f"cannot listen for egress: {error.strerror}") from error
+            return listener.detach()
 
     def create(self, slot: int, policy: EgressPolicy, *, online: bool) -> int:
         """Make a sandbox's namespace and pair, and return the namespace's descriptor; the caller closes it.

@@ -10,14 +10,16 @@ connections: a new policy holds for open ones too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address
 
-from cloche_server.addresses import ALWAYS_DENIED
+from cloche_server.addresses import ALWAYS_DENIED, collapsed
 from cloche_server.node.messages import EgressPolicy
 from cloche_server.node.slots import Block
 
 ONLINE_GROUP, OFFLINE_GROUP = 0x636C6F01, 0x636C6F00
 """Groups of our ends of the veth pairs; what is offline sends and gets nothing from outside."""
+EGRESS_PORT = 3129
+"""On the gateway address: where connections to ports 80 and 443 of sandboxes with domains are led."""
+_CHAINS = ("sandbox", "redirect")
 MAX_CONNECTIONS = 4096
 """Of one sandbox at a time, so that none fills the table that all connections of the machine stand in."""
 
@@ -43,6 +45,9 @@ table inet {self.table} {{
     map policies {{
         type ipv4_addr : verdict
     }}
+    map redirects {{
+        type ipv4_addr : verdict
+    }}
     set connections {{
         type ipv4_addr
         size 1024
@@ -53,6 +58,7 @@ table inet {self.table} {{
         iifname != {own} accept
         meta nfproto ipv6 drop
         ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
+        ip daddr {gateway} tcp dport {EGRESS_PORT} iifgroup {ONLINE_GROUP} ct status dnat accept
         ip daddr {gateway} icmp type echo-request accept
         ct state established,related accept
         drop
@@ -83,6 +89,10 @@ table inet {self.table} {{
         ip daddr {{ {", ".join(ALWAYS_DENIED)} }} drop
         tcp dport 25 drop
     }}
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname {own} ip saddr vmap @redirects
+    }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr {self._block.network} oifname != {own} masquerade
@@ -92,31 +102,55 @@ table inet {self.table} {{
 
     def policy(self, slot: int, policy: EgressPolicy) -> str:
         """The policy of one slot, in place of an older one of that slot."""
-        chain = self._chain(slot)
-        rules = [
-            f"add rule inet {chain} ct original ip daddr {{ {', '.join(networks)} }} {verdict}"
-            for networks, verdict in ((policy.allow, "return"), (policy.deny, "drop"))
-            if networks
-        ]
+        address = self._block.address(slot)
+        rules = [f"add rule inet {self.table} sandbox_{slot} {rule}" for rule in _rules(policy)]
+        if policy.domains:
+            redirect = f"add rule inet {self.table} redirect_{slot}"
+            if policy.allow or policy.dns_servers:
+                direct = ", ".join(collapsed(policy.allow, policy.dns_servers))
+                rules.append(f"{redirect} ip daddr {{ {direct} }} return")
+            to = f"{self._block.gateway}:{EGRESS_PORT}"
+            rules.append(f"{redirect} tcp dport {{ 80, 443 }} dnat ip to {to}")
         lines = [
-            f"add chain inet {chain}",
-            f"flush chain inet {chain}",
+            *(
+                f"{verb} chain inet {self.table} {chain}_{slot}"
+                for verb in ("add", "flush")
+                for chain in _CHAINS
+            ),
             *rules,
-            f"add element inet {self.table} policies {{ {self._entry(slot)} }}",
+            f"add element inet {self.table} policies {{ {address} : jump sandbox_{slot} }}",
+            f"add element inet {self.table} redirects {{ {address} : jump redirect_{slot} }}",
         ]
         return "\n".join(lines) + "\n"
 
     def no_policy(self, slot: int) -> str:
         """Take the policy of one slot away; it has one, or had one when the table was loaded."""
-        chain = self._chain(slot)
-        address: IPv4Address = self._block.address(slot)
-        return (
-            f"delete element inet {self.table} policies {{ {address} }}\n"
-            f"flush chain inet {chain}\ndelete chain inet {chain}\n"
-        )
+        address = self._block.address(slot)
+        lines = [
+            *(
+                f"delete element inet {self.table} {name} {{ {address} }}"
+                for name in ("policies", "redirects")
+            ),
+            *(
+                f"{verb} chain inet {self.table} {chain}_{slot}"
+                for verb in ("flush", "delete")
+                for chain in _CHAINS
+            ),
+        ]
+        return "\n".join(lines) + "\n"
 
-    def _chain(self, slot: int) -> str:
-        return f"{self.table} sandbox_{slot}"
 
-    def _entry(self, slot: int) -> str:
-        return f"{self._block.address(slot)} : jump sandbox_{slot}"
+def _rules(policy: EgressPolicy) -> list[str]:
+    """The rules of one sandbox, in order."""
+    rules: list[str] = []
+    if policy.domains:
+        # Names are checked where they are asked for and where they are connected to: the ways around that are
+        # foreign name servers and QUIC, whose names egress does not read.
+        if policy.dns_servers:
+            rules.append(f"ct original ip daddr {{ {', '.join(policy.dns_servers)} }} return")
+        rules += ["meta l4proto { tcp, udp } th dport 53 drop", "udp dport 443 drop"]
+    if policy.allow:
+        rules.append(f"ct original ip daddr {{ {', '.join(policy.allow)} }} return")
+    if policy.deny:
+        rules.append(f"ct original ip daddr {{ {', '.join(policy.deny)} }} drop")
+    return rules

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from cloche_server import link
+from cloche_server import link, resolvers
 from cloche_server.clock import SystemClock
-from cloche_server.config import API_UID, EDGE_UID, VOLUMES_FIRST_ID, Config
+from cloche_server.config import API_UID, EDGE_UID, EGRESS_UID, VOLUMES_FIRST_ID, Config
 from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import ID_RANGE, Driver
 from cloche_server.isolation.container.driver import ContainerDriver
@@ -102,7 +102,9 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     machine.before_removal = keeper.keep_last
     tasks.create_task(machine.trash.empty_for_ever())
     await reconcile.reconcile(machine)
-    stub = dns.Stub(machine.block.gateway, dns.upstream_resolvers(config.egress.resolvers), _online(machine))
+    stub = dns.Stub(
+        machine.block.gateway, resolvers.upstream_resolvers(config.egress.resolvers), _may_ask(machine)
+    )
     control = link.listen(config.node_socket, owner_uid=API_UID)
     edge = link.listen(config.edge_socket, owner_uid=EDGE_UID)
     content = link.listen(config.open_socket, owner_uid=VOLUMES_FIRST_ID)
@@ -112,6 +114,8 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     tasks.create_task(sampler.run())
     tasks.create_task(_serve_link(control, control_handler(machine, sampler, keeper)))
     tasks.create_task(_serve_link(edge, edge_handler(machine)))
+    names = link.listen(config.egress_socket, owner_uid=EGRESS_UID)
+    tasks.create_task(_serve_link(names, egress_handler(machine)))
     tasks.create_task(_serve_link(content, content_handler(machine)))
     log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
     await stopping.wait()
@@ -122,12 +126,12 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     raise asyncio.CancelledError
 
 
-def _online(machine: Machine) -> Callable[[str], bool]:
-    def is_online(address: str) -> bool:
+def _may_ask(machine: Machine) -> dns.MayAsk:
+    def may_ask(address: str, name: str | None) -> bool:
         live = machine.at_address(address)
-        return live is not None and egress.may_ask_names(live.record)
+        return live is not None and egress.may_ask(live.record, name)
 
-    return is_online
+    return may_ask
 
 
 async def _serve_link(listener: socket.socket, handler: link.Handler) -> None:
@@ -218,6 +222,22 @@ def edge_handler(machine: Machine) -> link.Handler:
         return link.Answer({}, descriptors=(await dial.dial(machine, _decode(params, messages.Dial)),))
 
     return _dispatch({"routes": routes, "dial": dial_port})
+
+
+def egress_handler(machine: Machine) -> link.Handler:
+    """Answers of the egress's socket; see `messages`."""
+
+    async def listen(_: msgspec.Raw) -> link.Answer:
+        listener = await kill.in_thread(machine.network.listen_for_egress)
+        return link.Answer({}, descriptors=(listener,))
+
+    async def policy(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(egress.name_policy(machine, _decode(params, messages.AskPolicy)))
+
+    async def changes(_: msgspec.Raw) -> link.Answer:
+        return link.Answer({}, events=machine.policies.listen())
+
+    return _dispatch({"listen": listen, "policy": policy, "changes": changes})
 
 
 def content_handler(machine: Machine) -> link.Handler:
