@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +14,7 @@ if TYPE_CHECKING:
 
     from cloche_wire.execution import Execution
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.skipif(shutil.which("node") is None, reason="needs node"),
-]
+pytestmark = [pytest.mark.anyio, pytest.mark.needs("node")]
 
 
 async def run(interpreter: Interpreter, code: str, **fields: object) -> Execution:
