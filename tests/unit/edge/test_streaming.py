@@ -7,6 +7,8 @@ import tracemalloc
 import pytest
 from tests.unit.edge.world import DAEMON, World
 
+from cloche_server.edge.streams import Stream
+
 pytestmark = pytest.mark.anyio
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/connect+json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -377,3 +379,45 @@ async def test_a_stop_ends_idle_connections_and_lets_a_request_finish(world: Wor
         assert (await busy.read()).endswith(b"ok")
         idle_writer.close()
         busy_writer.close()
+
+
+async def test_a_task_wakes_for_a_transfer_and_not_for_each_of_its_pieces(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, pieces, size = 0, 0, 8 << 20
+    drain, data_received = Stream.drain, Stream.data_received
+
+    async def counted_drain(stream: Stream) -> None:
+        nonlocal waits
+        waits += 1
+        await drain(stream)
+
+    def counted_data(stream: Stream, data: bytes) -> None:
+        nonlocal pieces
+        pieces += 1
+        data_received(stream, data)
+
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(CHUNKED)
+        for _ in range(size >> 13):
+            writer.write(b"2000\r\n" + bytes(8192) + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0)  # so that the edge sees many pieces
+        writer.write(b"0\r\n\r\n")
+
+    monkeypatch.setattr(Stream, "drain", counted_drain)
+    monkeypatch.setattr(Stream, "data_received", counted_data)
+    world.ports["ione", DAEMON] = send
+    async with world.running():
+        await world.add_sandbox("ione")
+        reader, writer = await asyncio.open_connection(*world.address)
+        writer.write(request(f"{DAEMON}-ione"))
+        await reader.readuntil(b"\r\n\r\n")
+        got = 0
+        while length := int(await reader.readline(), 16):
+            got += len(await reader.readexactly(length + 2)) - 2
+        assert got == size
+        writer.close()
+    assert pieces > 64
+    assert waits < pieces / 4
