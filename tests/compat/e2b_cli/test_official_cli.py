@@ -130,6 +130,16 @@ def test_info_tells_of_one(cli: Cli, sandbox: str) -> None:
     assert (info["sandboxId"], info["state"]) == (sandbox, "running")
 
 
+def test_logs_are_printed_line_by_line(cli: Cli, sandbox: str) -> None:
+    done = cli("sandbox", "logs", sandbox)
+    assert done.returncode == 0, done.stdout + done.stderr
+    as_json = cli("sandbox", "logs", sandbox, "--format", "json")
+    assert as_json.returncode == 0
+    lines = [json.loads(line) for line in as_json.stdout.splitlines() if line.startswith("{")]
+    assert lines
+    assert all(isinstance(line["level"], str) for line in lines)
+
+
 def test_metrics_are_printed(cli: Cli, sandbox: str) -> None:
     # Measured every 5 s, so there may be none at first.
     def printed() -> bool:
