@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloche_agent.activity import ActivityHandler
 from cloche_agent.envd import envd_handler
-from cloche_agent.http import HttpServer, open_to_browsers
+from cloche_agent.http import HttpServer, Request, Response, json_response, open_to_browsers
 from cloche_agent.init import Sandbox
 from cloche_agent.kernels.service import InterpreterService
 from cloche_agent.process.spawn import Reaper
+from cloche_wire.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DEFAULT_KERNELS = "/.cloche/kernel"
+_INTERPRETER_PORT = 49999
 _PR_SET_DUMPABLE = 4
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MAPPED_BYTES = 2 << 20
@@ -141,6 +143,31 @@ async def _serve(envd: socket.socket, interpreter: socket.socket, kernels_path: 
         tasks.create_task(_keep_up(kernels))
         tasks.create_task(HttpServer().serve(interpreter, open_to_browsers(kernels.handle)))
         tasks.create_task(HttpServer().serve(envd, open_to_browsers(envd_handler(sandbox, reaper, tasks))))
+        if os.getpid() == 1:
+            tasks.create_task(_tell_health_inside())
+
+
+async def _tell_health_inside() -> None:
+    """Answer `/health` of the interpreter to programs of the sandbox, as E2B's does, and nothing else.
+
+    All other requests come through the edge, which knows who may send them.
+    """
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", _INTERPRETER_PORT))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        log.warning("the health of the interpreter is not told inside: %s", error)
+        return
+    await HttpServer().serve(listener, _health)
+
+
+async def _health(request: Request) -> Response:
+    if request.path != "/health":
+        raise NotFound("Not Found")
+    return json_response("OK")
 
 
 async def _keep_up(kernels: InterpreterService) -> None:

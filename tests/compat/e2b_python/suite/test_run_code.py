@@ -163,3 +163,12 @@ def assert_is_png(data: bytes) -> Image.Image:
     assert image.format == "PNG"
     image.load()
     return image
+
+
+def test_programs_of_the_sandbox_see_the_health_of_the_interpreter_and_no_more(sandbox: Sandbox) -> None:
+    # The official suite waits for it there.
+    url = "http://0.0.0.0:49999"
+    assert sandbox.commands.run(f"curl -s {url}/health").stdout == '"OK"'
+    for path in ("/contexts", "/execute"):
+        asked = sandbox.commands.run(f"curl -s -o /dev/null -w '%{{http_code}}' -d '{{}}' {url}{path}")
+        assert asked.stdout == "404", path
