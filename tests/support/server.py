@@ -58,6 +58,11 @@ class Server:
         return variables(configuration.load({"state": str(self.state)}), running_server(self.state))
 
     @property
+    def templates(self) -> Path:
+        """The folder it takes its templates from: links to those of this machine."""
+        return self.state.parent / f"{self.state.name}-templates"
+
+    @property
     def pid(self) -> int:
         """Process id of the supervisor."""
         assert self._process is not None, "the server was not started"
@@ -68,8 +73,9 @@ class Server:
         self.state.parent.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "cloche_server.cli.main", "serve", "--host", "127.0.0.1"]
         argv += ["--port", str(self.port), "--state", str(self.state), "--isolation", self.isolation]
-        folder = self.state.parent / f"{self.state.name}-templates"
-        env = os.environ | {"CLOCHE_TEMPLATES": str(folder if folder.exists() else templates.link(folder))}
+        if not self.templates.exists():
+            templates.link(self.templates)
+        env = os.environ | {"CLOCHE_TEMPLATES": str(self.templates)}
         with self.log.open("ab") as log:
             # A session of its own: an interrupt at the terminal is for the tests, which then end the server.
             self._process = subprocess.Popen(

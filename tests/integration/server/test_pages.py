@@ -62,7 +62,7 @@ def test_commands_of_the_readme_run(server: Server) -> None:
     if missing("polyglot"):  # a build of two minutes, which CI has made before
         wanted = [line for line in wanted if "polyglot" not in line]
     assert len(wanted) >= 4
-    done = shell("\n".join(wanted), CLOCHE_STATE=str(server.state))
+    done = shell("\n".join(wanted), CLOCHE_STATE=str(server.state), CLOCHE_TEMPLATES=str(server.templates))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
