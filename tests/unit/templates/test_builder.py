@@ -164,3 +164,27 @@ def test_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(Unavailable, match="mmdebstrap failed"):
         builder.ensure(Config(templates=str(tmp_path)), _DEFAULT, lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_what_a_registry_breaks_off_is_fetched_once_more_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """apt ended with an error in the middle of a build that passed two minutes later."""
+    tries: list[str] = []
+    told: list[str] = []
+
+    def fail_once(build: object, title: str, command: list[str], **_: str) -> None:
+        tries.append(title)
+        if title == "mmdebstrap" and tries.count(title) == 1:
+            raise Unavailable("mmdebstrap failed with status 25:\nE: half a line")
+        if title == "mmdebstrap":
+            (Path(command[-4]) / "dev").mkdir(parents=True)
+
+    monkeypatch.setattr(builder, "_check_prerequisites", lambda *_: None)
+    monkeypatch.setattr(builder._Build, "_command", fail_once)
+    monkeypatch.setattr(builder._Build, "_npm", lambda _: None)
+    monkeypatch.setattr(os, "chown", lambda *_, **__: None)
+    made = builder.ensure(Config(templates=str(tmp_path)), _DEFAULT, told.append)
+    assert tries.count("mmdebstrap") == 2
+    assert "  once more after: mmdebstrap failed with status 25:" in told
+    assert manifest.newest(tmp_path, recipe.TEMPLATE_ID) == made

@@ -24,6 +24,8 @@ Needs no entry in /etc/passwd.
 """
 EDGE_UID = API_UID + 1
 """User the edge runs as."""
+LOCAL_AUTHORITY = "Cloche local authority"
+"""How the names of the certificate authorities begin that servers make for themselves."""
 EGRESS_UID = API_UID + 2
 """User the egress runs as."""
 VOLUMES_FIRST_ID = 0x0FFE_0000

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cloche_server.config import EDGE_UID
+from cloche_server.config import EDGE_UID, LOCAL_AUTHORITY
 from cloche_wire.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _AUTHORITY_LIFE = timedelta(days=3650)
 _LEAF_LIFE = timedelta(days=820)
 """Some clients refuse leaves that live longer than 825 days."""
-_AUTHORITY_NAME = "Cloche local authority"
 _RENEW_BEFORE = timedelta(days=30)
 _BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _LOOPBACK = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
@@ -210,7 +209,7 @@ def _ensure_authority(paths: TlsFiles, names: _Names, now: datetime) -> tuple[x5
     if known is not None:
         return (*known, False)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{_AUTHORITY_NAME} {os.urandom(4).hex()}")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{LOCAL_AUTHORITY} {os.urandom(4).hex()}")])
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
     certificate = (
         _builder(name, name, key, now, _AUTHORITY_LIFE)
@@ -270,7 +269,7 @@ def _is_own_leaf(paths: TlsFiles, names: _Names) -> bool:
         issuer = leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
         return False
-    is_ours = bool(issuer) and str(issuer[0].value).startswith(_AUTHORITY_NAME)
+    is_ours = bool(issuer) and str(issuer[0].value).startswith(LOCAL_AUTHORITY)
     return not is_ours and leaf.public_key() == key.public_key() and names.wildcards <= _covered(leaf)
 
 

@@ -173,6 +173,7 @@ class _Build:
         self.progress = progress
         self.lock = lock
         self.commands: set[subprocess.Popen[bytes]] = set()
+        self.is_stopping = False
         self.env = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
@@ -188,7 +189,10 @@ class _Build:
         if self.base is None:
             stages["npm"] = self._npm
         with ThreadPoolExecutor(max_workers=len(stages)) as pool:
-            running = [pool.submit(self._stage, title, act) for title, act in stages.items()]
+            running = [
+                pool.submit(self._stage, title, partial(self._patiently, act))
+                for title, act in stages.items()
+            ]
             try:
                 for stage in as_completed(running):
                     stage.result()
@@ -203,7 +207,18 @@ class _Build:
         act()
         self.progress(f"  {title}: {time.monotonic() - began:.1f} s")
 
+    def _patiently(self, act: Callable[[], None]) -> None:
+        """Fetch once more where a registry failed in the middle: apt's own retries do not cover all."""
+        try:
+            act()
+        except Unavailable as error:
+            if self.is_stopping:
+                raise
+            self.progress(f"  once more after: {error.message.splitlines()[0]}")
+            act()
+
     def _debian(self) -> None:
+        shutil.rmtree(self.rootfs, ignore_errors=True)
         settings = self.settings
         command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--format=directory"]
         command += ["--dpkgopt=force-unsafe-io", f"--essential-hook={_LEAVE_OUT_HOOK}"]
@@ -216,6 +231,7 @@ class _Build:
 
     def _copy_with_more(self, base: Path) -> None:
         """Copy a finished root, then let its own apt add packages: half the time of a root made anew."""
+        shutil.rmtree(self.rootfs, ignore_errors=True)
         self._command("the copy", ["cp", "-a", str(base), str(self.rootfs)])
         resolver = self.rootfs / "etc" / "resolv.conf"
         resolver.write_bytes(Path("/etc/resolv.conf").read_bytes())
@@ -224,20 +240,15 @@ class _Build:
 
     def _python_packages(self) -> None:
         """Unpack the wheels for the template's Python with uv, if here: 2 s, while mmdebstrap still runs."""
+        shutil.rmtree(self.parts / "site", ignore_errors=True)
         shutil.copyfile(self.recipe.requirements, self.parts / "requirements.txt")
         uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
         if uv is None:
             return  # pip does it in the last stage: the same packages, 20 s more
         command = [uv, "pip", "install", "--quiet", "--no-cache", "--no-config", "--python-version", "3.13"]
         command += ["--python-platform", f"{self.recipe.machine}-manylinux_2_28", "--only-binary", ":all:"]
-        command += [
-            "--require-hashes",
-            "--no-deps",
-            "--link-mode",
-            "copy",
-            "--target",
-            str(self.parts / "site"),
-        ]
+        command += ["--require-hashes", "--no-deps", "--link-mode", "copy"]
+        command += ["--target", str(self.parts / "site")]
         if self.settings.pip_index_url:
             command += ["--default-index", self.settings.pip_index_url]
         command += ["-r", str(self.recipe.requirements)]
@@ -313,5 +324,6 @@ class _Build:
             raise Unavailable(f"{title} failed with status {process.returncode}:\n{last}")
 
     def _stop_commands(self) -> None:
+        self.is_stopping = True
         for process in tuple(self.commands):
             process.kill()  # the leader of a pid namespace, or a download: what they started goes with them

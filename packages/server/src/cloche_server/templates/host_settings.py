@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from cloche_server.config import LOCAL_AUTHORITY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +84,15 @@ def extra_certificates(environment: Mapping[str, str] | None = None) -> tuple[by
         trusted |= _certificates_of(path)
     for path in _PACKAGED_AUTHORITIES.rglob("*.crt"):
         trusted -= _certificates_of(path)
-    return tuple(sorted(trusted))
+    # After `eval "$(cloche env)"` a variable names a bundle with a server's own authority: for clients only.
+    return tuple(sorted(block for block in trusted if not _is_local_authority(block)))
+
+
+def _is_local_authority(block: bytes) -> bool:
+    try:
+        return LOCAL_AUTHORITY.encode() in ssl.PEM_cert_to_DER_cert(block.decode("ascii"))
+    except ValueError:
+        return False
 
 
 def _certificates_of(path: Path) -> set[bytes]:
