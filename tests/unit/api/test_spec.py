@@ -28,6 +28,13 @@ def test_the_text_names_exactly_the_routes_that_are_served(control: ControlPlane
     assert written == served
 
 
+def test_the_text_names_429_wherever_a_key_is_asked_for(control: ControlPlane) -> None:
+    refused = {(route.method, route.pattern) for route in unserved_routes()}
+    for route in routes_of(control):
+        if (route.method, route.pattern) not in refused:
+            assert ("429" in operation(route.method, route.pattern)["responses"]) != route.public
+
+
 CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("GET", "/health", None),
     ("GET", "/v2/sandboxes", None),

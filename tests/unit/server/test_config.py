@@ -24,3 +24,16 @@ def test_settings_of_volumes_are_read(tmp_path: Path) -> None:
 def test_settings_that_no_volume_can_be_made_with_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidArgument, match="bad configuration"):
         load(tmp_path, f"[volumes]\n{text}\n")
+
+
+def test_rates_are_read_and_may_be_off(tmp_path: Path) -> None:
+    read = load(tmp_path, "[limits]\nrequests_per_s = 0\ncreates_per_s = 0.5\ncreates_burst = 3\n")
+    assert (read.limits.requests_per_s, read.limits.creates_per_s, read.limits.creates_burst) == (0, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["requests_per_s = -1", "creates_per_s = nan", "creates_per_s = inf", "requests_burst = 0"]
+)
+def test_rates_that_mean_nothing_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidArgument, match="bad configuration"):
+        load(tmp_path, f"[limits]\n{text}\n")

@@ -6,6 +6,7 @@ line options. Unknown keys are errors, because a misspelt limit would otherwise 
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from pathlib import Path
@@ -34,7 +35,7 @@ own, below those of the api."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one sandbox may use, and how many there may be."""
+    """What one sandbox may use, how many there may be, and how fast one API key may ask."""
 
     default_timeout_s: int = 300
     """Life of a sandbox whose creator named none (`POST /v2/sandboxes`)."""
@@ -48,6 +49,22 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sandboxes alive at once; more answer 429. Must stay below the 512 slots of a block."""
     start_timeout_s: float = 60.0
     """Deadline for one create, from the request to the agent's first answer."""
+    requests_per_s: float = 200.0
+    """Requests to the control plane that one API key may send per second for long; more answer 429.
+    0: no limit."""
+    requests_burst: int = 2000
+    """How many of them may come at once after a pause."""
+    creates_per_s: float = 120.0
+    """The same for creates (sandboxes, forks, snapshots), as many as E2B allows; 0: no limit."""
+    creates_burst: int = 1200
+    """How many of those may come at once after a pause."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that would let nothing through, or mean nothing."""
+        if not (0 <= self.requests_per_s < math.inf and 0 <= self.creates_per_s < math.inf):
+            raise ValueError("limits.requests_per_s and limits.creates_per_s are at least 0")
+        if min(self.requests_burst, self.creates_burst) < 1:
+            raise ValueError("limits.requests_burst and limits.creates_burst are at least 1")
 
 
 class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

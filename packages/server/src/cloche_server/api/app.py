@@ -20,6 +20,7 @@ from cloche_server.api.listing import NEXT_PAGE_HEADER, TOTAL_HEADER, ListingEnd
 from cloche_server.api.logs import LogEndpoints
 from cloche_server.api.memory import MemoryEndpoints
 from cloche_server.api.metrics import MetricsEndpoints
+from cloche_server.api.rate_limits import RateLimits
 from cloche_server.api.reconcile import compare_regularly, follow_node
 from cloche_server.api.routing import Call, Route, Router
 from cloche_server.api.sandboxes import SandboxEndpoints
@@ -66,7 +67,11 @@ def listen(config: Config) -> socket.socket:
 
 def app_of(control: ControlPlane) -> ASGIApp:
     """Return the application over parts that are already put together."""
-    router = Router(routes_of(control), Authenticator(control.store.keys, control.clock))
+    router = Router(
+        routes_of(control),
+        Authenticator(control.store.keys, control.clock),
+        RateLimits(control.config.limits, control.clock),
+    )
     # Open to every origin and without credentials: keys travel in a header that a page has to know.
     return CORSMiddleware(
         router,

@@ -27,11 +27,13 @@ class MemoryEndpoints:
     def routes(self) -> list[Route]:
         """What is served."""
         one = "/sandboxes/{id}"
+        fork = with_body(shapes.ForkBody, self.fork)
+        snapshot = with_body(shapes.SnapshotBody, self.snapshot)
         return [
             Route("POST", f"{one}/resume", with_body(shapes.ResumeBody, self.resume)),
             Route("POST", f"{one}/pause", with_body(shapes.PauseBody, self.pause)),
-            Route("POST", f"{one}/fork", with_body(shapes.ForkBody, self.fork), retry_safe=False),
-            Route("POST", f"{one}/snapshots", with_body(shapes.SnapshotBody, self.snapshot)),
+            Route("POST", f"{one}/fork", fork, retry_safe=False, creates=True),
+            Route("POST", f"{one}/snapshots", snapshot, creates=True),
             Route("GET", "/snapshots", with_query(shapes.SnapshotsQuery, self.list_snapshots)),
         ]
 

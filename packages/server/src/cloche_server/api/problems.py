@@ -3,7 +3,7 @@
 from starlette.responses import Response
 
 from cloche_server.api.shapes import Problem, encode
-from cloche_wire.errors import ClocheError, Internal, NotFound, Unimplemented
+from cloche_wire.errors import ClocheError, Internal, NotFound, ResourceExhausted, Unimplemented
 
 RETRIED_BY_CLIENTS = frozenset({429, 502, 503, 504})
 """Statuses that the official Python client repeats by itself, a POST too."""
@@ -24,18 +24,31 @@ class MethodNotAllowed(Unimplemented):
         self.allowed = allowed
 
 
+class RateLimited(ResourceExhausted):
+    """The key asks faster than it may; the request was not begun, so that repeating it is always safe."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        """Say after how many seconds the next one will be let through, at least 1."""
+        super().__init__(message, hint=f"come back in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
 def to_response(error: ClocheError, *, retry_safe: bool) -> Response:
     """Return the answer for an error.
 
     Args:
         error: What was raised; its hint follows the message in brackets.
         retry_safe: False forbids clients to repeat the request by themselves: it might do the act twice.
+            `RateLimited` is safe on every route.
     """
     text = f"{error.message} ({error.hint})" if error.hint else error.message
     headers: dict[str, str] = {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allowed)
-    if error.http_status in RETRIED_BY_CLIENTS and not retry_safe:
+    if isinstance(error, RateLimited):
+        # The JavaScript clients repeat nothing else than a 429 with whole seconds.
+        headers |= {"Retry-After": str(error.retry_after_s), "Should-Retry": "true"}
+    elif error.http_status in RETRIED_BY_CLIENTS and not retry_safe:
         headers["Should-Retry"] = "false"
     body = encode(Problem(error.http_status, text))
     return Response(body, error.http_status, headers, media_type="application/json")

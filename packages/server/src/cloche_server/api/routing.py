@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from cloche_server.api import problems
 from cloche_server.api.auth import Authenticator, Caller
+from cloche_server.api.rate_limits import RateLimits
 from cloche_server.api.shapes import encode
 from cloche_wire.errors import Canceled, ClocheError, InvalidArgument, TooLarge
 
@@ -50,6 +51,8 @@ class Route(NamedTuple):
     """Served without a key."""
     retry_safe: bool = True
     """Whether a client may repeat the request after a 429, 503 or 504."""
+    creates: bool = False
+    """Counts against the key's budget of creates."""
 
 
 def with_body(body_type: type[T], handler: Callable[[Call, T], Awaitable[Response]]) -> Handler:
@@ -92,10 +95,13 @@ def reply(status: int, value: object, headers: dict[str, str] | None = None) -> 
 class Router:
     """The ASGI application behind the middleware."""
 
-    def __init__(self, routes: Sequence[Route], authenticator: Authenticator) -> None:
+    def __init__(
+        self, routes: Sequence[Route], authenticator: Authenticator, rate_limits: RateLimits
+    ) -> None:
         """Serve these routes; of two that match, the first one wins."""
         self._routes = [(route, _compile(route.pattern)) for route in routes]
         self._authenticator = authenticator
+        self._rate_limits = rate_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever goes wrong, the answer is JSON."""
@@ -117,6 +123,7 @@ class Router:
         if route.public:
             return await route.handler(Call(request, Caller.nobody(), params, b""))
         caller = await self._authenticator.authenticate(request.headers)
+        self._rate_limits.take(caller.key_id, creates=route.creates)
         return await route.handler(Call(request, caller, params, await _read_body(request)))
 
     def _match(self, request: Request) -> tuple[Route, dict[str, str]]:

@@ -48,10 +48,12 @@ class SandboxEndpoints:
     def routes(self) -> list[Route]:
         """What is served."""
         one = "/sandboxes/{id}"
+        create_v2 = with_body(shapes.NewSandbox, self.create_v2)
+        create_v1 = with_body(shapes.NewSandbox, self.create_v1)
         connect = with_body(shapes.ConnectBody, self.connect)
         return [
-            Route("POST", "/v2/sandboxes", with_body(shapes.NewSandbox, self.create_v2), retry_safe=False),
-            Route("POST", "/sandboxes", with_body(shapes.NewSandbox, self.create_v1), retry_safe=False),
+            Route("POST", "/v2/sandboxes", create_v2, retry_safe=False, creates=True),
+            Route("POST", "/sandboxes", create_v1, retry_safe=False, creates=True),
             Route("GET", one, self.detail),
             Route("DELETE", one, self.kill),
             Route("POST", f"{one}/timeout", with_body(shapes.SetTimeoutBody, self.set_timeout)),
