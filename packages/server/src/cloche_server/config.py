@@ -179,6 +179,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.state_dir / "db" / "cloche.sqlite3"
 
     @property
+    def admin_token_hash(self) -> Path:
+        """SHA-256 of the operator's token, for the api to compare with; the token itself is root's."""
+        return self.database.with_name("admin-token.sha256")
+
+    @property
     def journal_dir(self) -> Path:
         """The node's records of its sandboxes."""
         return self.state_dir / "node" / "journal"

@@ -14,6 +14,9 @@ TemplateId = NewType("TemplateId", str)
 BuildId = NewType("BuildId", str)
 VolumeId = NewType("VolumeId", str)
 
+API_KEY_PREFIX = "e2b_"
+"""How API keys begin: older clients check it."""
+
 _ALPHABET = string.ascii_lowercase + string.digits
 _SANDBOX_ID = re.compile(r"[a-z0-9]{1,40}\Z")
 _VOLUME_ID = re.compile(r"v[a-z0-9]{20}\Z")
@@ -54,7 +57,7 @@ def new_volume_token() -> str:
 
 def new_api_key() -> str:
     """Return a fresh API key: `e2b_` and 40 hex digits (160 random bits)."""
-    return "e2b_" + secrets.token_hex(20)
+    return API_KEY_PREFIX + secrets.token_hex(20)
 
 
 def new_access_token() -> str:

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from cloche_server import link
+from cloche_server.api.admin import AdminEndpoints
 from cloche_server.api.auth import Authenticator
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.events import EventEndpoints
+from cloche_server.api.keys import KeyEndpoints
 from cloche_server.api.listing import NEXT_PAGE_HEADER, TOTAL_HEADER, ListingEndpoints
 from cloche_server.api.logs import LogEndpoints
 from cloche_server.api.memory import MemoryEndpoints
@@ -69,7 +71,7 @@ def app_of(control: ControlPlane) -> ASGIApp:
     """Return the application over parts that are already put together."""
     router = Router(
         routes_of(control),
-        Authenticator(control.store.keys, control.clock),
+        _authenticator(control),
         RateLimits(control.config.limits, control.clock),
     )
     # Open to every origin and without credentials: keys travel in a header that a page has to know.
@@ -88,6 +90,8 @@ def routes_of(control: ControlPlane) -> list[Route]:
     return [
         Route("GET", "/health", _health, public=True),
         *ListingEndpoints(control).routes(),
+        *KeyEndpoints(control).routes(),
+        *AdminEndpoints(control).routes(),
         *MetricsEndpoints(control).routes(),
         *EventEndpoints(control).routes(),
         *LogEndpoints(control).routes(),
@@ -97,6 +101,14 @@ def routes_of(control: ControlPlane) -> list[Route]:
         *unserved_routes(),
         *SandboxEndpoints(control).routes(),
     ]
+
+
+def _authenticator(control: ControlPlane) -> Authenticator:
+    try:
+        admin_hash = control.config.admin_token_hash.read_text().strip()
+    except FileNotFoundError:
+        admin_hash = ""
+    return Authenticator(control.store.keys, control.clock, admin_hash)
 
 
 async def _health(_: Call) -> Response:

@@ -1,12 +1,13 @@
 """Who is calling: an API key stands for a team."""
 
+import hmac
 from typing import NamedTuple
 
 import structlog
 from starlette.datastructures import Headers
 
 from cloche_server.clock import Clock
-from cloche_server.ids import TeamId
+from cloche_server.ids import TeamId, hash_api_key
 from cloche_server.store.keys import LAST_USED_STEP, Keys, KnownKey
 from cloche_wire.errors import NotEnoughSpace, Unauthenticated, Unavailable
 
@@ -31,10 +32,11 @@ class Caller(NamedTuple):
 class Authenticator:
     """Checks keys against the store, each time anew, so that a revoked one stops working at once."""
 
-    def __init__(self, keys: Keys, clock: Clock) -> None:
-        """Look keys up here."""
+    def __init__(self, keys: Keys, clock: Clock, admin_hash: str = "") -> None:
+        """Look keys up here; `admin_hash` is that of the operator's token, "" lets nobody be the operator."""
         self._keys = keys
         self._clock = clock
+        self._admin_hash = admin_hash
 
     async def authenticate(self, headers: Headers) -> Caller:
         """Return whose request this is.
@@ -50,6 +52,20 @@ class Authenticator:
             raise Unauthenticated("invalid API key")
         await self._note_use(known)
         return Caller(known.team_id, known.team_name, known.id)
+
+    def authenticate_admin(self, headers: Headers) -> Caller:
+        """Return the operator, acting for the team that `X-Team-ID` names, if it names one.
+
+        Raises:
+            Unauthenticated: No token, or a wrong one.
+        """
+        token = headers.get("x-admin-token", "")
+        # Hashes are compared, and in constant time.
+        if not self._admin_hash or not hmac.compare_digest(hash_api_key(token), self._admin_hash):
+            raise Unauthenticated(
+                "admin token is missing or wrong", hint="X-Admin-Token is kept in STATE/admin-token"
+            )
+        return Caller(TeamId(headers.get("x-team-id", "")), "", "admin")
 
     async def _note_use(self, known: KnownKey) -> None:
         now = self._clock.now()

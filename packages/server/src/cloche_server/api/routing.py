@@ -49,6 +49,8 @@ class Route(NamedTuple):
     handler: Handler
     public: bool = False
     """Served without a key."""
+    admin: bool = False
+    """Served to the operator alone."""
     retry_safe: bool = True
     """Whether a client may repeat the request after a 429, 503 or 504."""
     creates: bool = False
@@ -122,7 +124,10 @@ class Router:
     async def _run(self, route: Route, params: dict[str, str], request: Request) -> Response:
         if route.public:
             return await route.handler(Call(request, Caller.nobody(), params, b""))
-        caller = await self._authenticator.authenticate(request.headers)
+        if route.admin:
+            caller = self._authenticator.authenticate_admin(request.headers)
+        else:
+            caller = await self._authenticator.authenticate(request.headers)
         self._rate_limits.take(caller.key_id, creates=route.creates)
         return await route.handler(Call(request, caller, params, await _read_body(request)))
 

@@ -393,6 +393,53 @@ class TemplateAlias(msgspec.Struct, frozen=True, rename="camel"):
     public: bool
 
 
+class KeyName(msgspec.Struct, frozen=True):
+    """Body of `POST /api-keys` and `PATCH /api-keys/{id}`."""
+
+    name: str
+
+
+class KeyMask(msgspec.Struct, frozen=True, rename="camel"):
+    """What people recognise a key by."""
+
+    prefix: str
+    value_length: int
+    masked_value_prefix: str
+    masked_value_suffix: str
+
+
+class TeamApiKey(msgspec.Struct, frozen=True, rename="camel"):
+    """One key of a listing."""
+
+    id: str
+    name: str
+    mask: KeyMask
+    created_at: datetime
+    last_used: datetime | None
+
+
+class CreatedKey(TeamApiKey, frozen=True, rename="camel", kw_only=True):
+    """Answer to `POST /api-keys`: the only one that holds the key."""
+
+    key: str
+
+
+class Team(msgspec.Struct, frozen=True, rename="camel"):
+    """One team of the caller's."""
+
+    team_id: str = field(name="teamID")
+    name: str
+    api_key: str
+    is_default: bool = True
+
+
+class Killed(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to `POST /admin/teams/{team}/sandboxes/kill`."""
+
+    killed_count: int
+    failed_count: int
+
+
 class Problem(msgspec.Struct, frozen=True):
     """Body of every error; `code` repeats the status, since some clients read only one of the two."""
 

@@ -7,6 +7,7 @@ file's content is for other commands: where the server listens, and who it is (p
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -18,6 +19,8 @@ from cloche_server.isolation.identity import identify
 from cloche_wire.errors import Conflict, NotFound
 
 LOCK_NAME = "lock"
+_READS = 5
+"""Tries to read the file: a read and a write of it at the same moment can mix on ext4."""
 
 
 class RunningServer(msgspec.Struct, frozen=True):
@@ -104,7 +107,7 @@ def running_server(state_dir: Path) -> RunningServer:
     )
     if not is_held(state_dir):
         raise missing
-    try:
-        return msgspec.json.decode((state_dir / LOCK_NAME).read_bytes(), type=RunningServer)
-    except msgspec.DecodeError:
-        raise missing from None  # it has just taken the lock
+    for _ in range(_READS):
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode((state_dir / LOCK_NAME).read_bytes(), type=RunningServer)
+    raise missing  # it has just taken the lock

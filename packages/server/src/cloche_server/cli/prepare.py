@@ -130,7 +130,9 @@ def ensure_certificates(config: Config) -> None:
 
 
 def ensure_key(config: Config) -> str | None:
-    """Make the first API key where there is none; return it when it is new."""
-    from cloche_server.store.first_key import ensure_first_key  # takes half a second to import
+    """Make the first API key where there is none, and the operator's token; return the key when it is new."""
+    from cloche_server.store import first_key  # takes half a second to import
 
-    return ensure_first_key(config)
+    made = first_key.ensure_first_key(config)
+    first_key.ensure_admin_token(config)
+    return made

@@ -86,6 +86,48 @@ class Keys:
 
         await self._database.write(work)
 
+    async def of_team(self, team: TeamId) -> "list[ApiKey] | None":
+        """The team's keys that are in use, oldest first; None when there is no such team."""
+
+        def work(connection: Connection) -> list[ApiKey] | None:
+            if not _has_team(connection, team):
+                return None
+            rows = connection.execute(
+                select(api_keys)
+                .where(api_keys.c.team_id == team, api_keys.c.revoked_at.is_(None))
+                .order_by(api_keys.c.created_at, api_keys.c.id)
+            ).mappings()
+            return [ApiKey(**{field: row[field] for field in ApiKey.__struct_fields__}) for row in rows]
+
+        return await self._database.read(work)
+
+    async def add(self, name: str, team: TeamId, now: datetime) -> tuple[ApiKey, str] | None:
+        """Make a key of a team that exists; None when it does not.
+
+        Returns:
+            What is stored, and the key itself, which nobody can ask for again.
+        """
+        value = new_api_key()
+
+        def work(connection: Connection) -> ApiKey | None:
+            return _insert_key(connection, name, team, now, value) if _has_team(connection, team) else None
+
+        made = await self._database.write(work)
+        return None if made is None else (made, value)
+
+    async def change(self, key_id: str, team: TeamId, **values: object) -> bool:
+        """Set columns of a key of that team that is in use; False where there is none."""
+
+        def work(connection: Connection) -> bool:
+            result = connection.execute(
+                update(api_keys)
+                .where(api_keys.c.id == key_id, api_keys.c.team_id == team, api_keys.c.revoked_at.is_(None))
+                .values(**values)
+            )
+            return result.rowcount == 1
+
+        return await self._database.write(work)
+
     def create(
         self, name: str, team_name: str, now: datetime, *, key: str | None = None
     ) -> tuple[ApiKey, str]:
@@ -98,10 +140,7 @@ class Keys:
 
         def work(connection: Connection) -> ApiKey:
             team = _ensure_team(connection, team_name, now)
-            made = ApiKey("key_" + secrets.token_hex(6), team, name, mask_of(value), now)
-            row = msgspec.structs.asdict(made) | {"hash": hash_api_key(value)}
-            connection.execute(insert(api_keys).values(row))
-            return made
+            return _insert_key(connection, name, team, now, value)
 
         return self._database.write_now(work), value
 
@@ -133,6 +172,17 @@ class Keys:
             return result.rowcount == 1
 
         return self._database.write_now(work)
+
+
+def _has_team(connection: Connection, team: TeamId) -> bool:
+    return connection.execute(select(teams.c.id).where(teams.c.id == team)).first() is not None
+
+
+def _insert_key(connection: Connection, name: str, team: TeamId, now: datetime, value: str) -> ApiKey:
+    made = ApiKey("key_" + secrets.token_hex(6), team, name, mask_of(value), now)
+    row = msgspec.structs.asdict(made) | {"hash": hash_api_key(value)}
+    connection.execute(insert(api_keys).values(row))
+    return made
 
 
 def _ensure_team(connection: Connection, name: str, now: datetime) -> TeamId:

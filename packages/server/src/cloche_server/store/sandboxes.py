@@ -198,6 +198,18 @@ class Sandboxes:
 
         return await self._database.read(work)
 
+    async def running_by_team(self) -> dict[TeamId, list[SandboxId]]:
+        """What runs, by team; teams that run nothing are left out."""
+
+        def work(connection: Connection) -> dict[TeamId, list[SandboxId]]:
+            found: dict[TeamId, list[SandboxId]] = {}
+            wanted = select(sandboxes.c.team_id, sandboxes.c.id).where(sandboxes.c.state == "running")
+            for row in connection.execute(wanted):
+                found.setdefault(TeamId(row.team_id), []).append(SandboxId(row.id))
+            return found
+
+        return await self._database.read(work)
+
     async def count_running(self, team: TeamId) -> int:
         """How many sandboxes of the team run."""
 
