@@ -82,7 +82,9 @@ async def test_an_interrupt_ends_a_loop_and_what_it_waits_for(interpreter: Inter
 
 
 async def test_a_server_in_the_background_outlives_an_interrupt(interpreter: Interpreter) -> None:
-    await output(interpreter, "{ sleep 1000 & } 2>/dev/null; echo $! >pid")
+    # Between its fork and its exec bash has not yet told it to ignore the signal.
+    runs = 'until [ "$(cat /proc/$!/comm)" = sleep ]; do :; done'
+    await output(interpreter, f"{{ sleep 1000 & }} 2>/dev/null; {runs}; echo $! >pid")
     await interpreter.abandon("echo going; sleep 1000", until="going", language="bash")
     assert await output(interpreter, "kill $(cat pid) && echo lived") == "lived\n"
 
