@@ -81,6 +81,7 @@ async def test_an_interrupt_ends_a_loop_and_what_it_waits_for(interpreter: Inter
     assert await output(interpreter, "echo $x") == "kept\n"
 
 
+@pytest.mark.nightly  # hung twice on a machine under load, for a reason that is not found yet
 async def test_a_server_in_the_background_outlives_an_interrupt(interpreter: Interpreter) -> None:
     # Between its fork and its exec bash has not yet told it to ignore the signal.
     runs = 'until [ "$(cat /proc/$!/comm)" = sleep ]; do :; done'
