@@ -110,12 +110,14 @@ def test_no_link_that_is_swapped_in_lends_the_rights_of_root(server: Server, san
     swapping = sandbox.commands.run("python3 /tmp/swapper.py", background=True, timeout=0)
     assert next(iter(swapping)).stdout == "swapping\n"
     outcomes: set[str] = set()
-    for _ in range(300):
+    for turn in range(6000):  # on a busy machine the two take turns seldom
         try:
             sandbox.files.write("/home/user/d/x", "as user")
             outcomes.add("written")
         except (PermissionDenied, NotFound, InvalidArgument) as refused:
             outcomes.add(type(refused).__name__)
+        if turn >= 300 and {"written", "PermissionDenied"} <= outcomes:
+            break
     swapping.kill()
     assert "written" in outcomes  # twin
     assert "PermissionDenied" in outcomes, "the race was never met"
