@@ -92,14 +92,20 @@ def test_special_files_do_not_hang_the_agent(server: Server, made: dict[str, str
 
 
 SWAPPER = """
-import os
+import os, shutil
+def move(first, second):
+    while True:
+        try:
+            return os.rename(f"/home/user/{first}", f"/home/user/{second}")
+        except OSError:  # an upload has made the folder in between
+            shutil.rmtree("/home/user/d", ignore_errors=True)
 os.mkdir("/home/user/plain")
 os.symlink("/etc", "/home/user/link")
 os.rename("/home/user/plain", "/home/user/d")
 print("swapping", flush=True)
 while True:
     for first, second in (("d", "plain"), ("link", "d"), ("d", "link"), ("plain", "d")):
-        os.rename(f"/home/user/{first}", f"/home/user/{second}")
+        move(first, second)
 """
 
 
