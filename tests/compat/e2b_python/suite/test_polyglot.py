@@ -1,5 +1,6 @@
 """The official client and the languages of template `polyglot`; skipped where nobody has built it."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -123,6 +124,46 @@ def test_nobody_waits_for_input(polyglot: Sandbox) -> None:
     assert error is not None
     assert error.name == "StdinNotImplementedError"
     assert stdout(polyglot.run_code("cat(kept)", language="r")) == "5"
+
+
+LATE_KERNEL = """
+import sys, time, json, zmq
+from jupyter_client.session import Session
+info = json.load(open(sys.argv[1]))
+session = Session(key=info["key"].encode(), signature_scheme=info["signature_scheme"])
+context = zmq.Context()
+def bound(kind, port):
+    sock = context.socket(kind)
+    sock.bind(f"{info['transport']}://{info['ip']}-{info[port]}")
+    return sock
+iopub = bound(zmq.PUB, "iopub_port")
+shell = bound(zmq.ROUTER, "shell_port")
+stdin = None
+while True:
+    ids, request = session.recv(shell, mode=0)
+    def publish(state):
+        session.send(iopub, "status", {"execution_state": state}, parent=request)
+    publish("busy")
+    kind = request["header"]["msg_type"]
+    if kind == "execute_request":
+        session.send(stdin, "input_request", {"prompt": "? ", "password": False}, parent=request, ident=ids)
+        session.recv(stdin, mode=0)
+    session.send(shell, kind.replace("request", "reply"), {"status": "ok"}, parent=request, ident=ids)
+    publish("idle")
+    if stdin is None:
+        time.sleep(0.5)
+        control, stdin = bound(zmq.ROUTER, "control_port"), bound(zmq.ROUTER, "stdin_port")
+"""
+
+
+def test_a_kernel_that_opens_its_questions_late_is_heard(polyglot: Sandbox) -> None:
+    folder = "/usr/local/share/jupyter/kernels/late"
+    spec = {"argv": ["python3", f"{folder}/late.py", "{connection_file}"], "display_name": "", "language": ""}
+    polyglot.files.write(f"{folder}/late.py", LATE_KERNEL, user="root")
+    polyglot.files.write(f"{folder}/kernel.json", json.dumps(spec), user="root")
+    error = polyglot.run_code("anything", language="late", timeout=20).error
+    assert error is not None
+    assert error.name == "StdinNotImplementedError"
 
 
 def test_a_fault_in_a_cell_of_cpp_ends_only_its_context(polyglot: Sandbox) -> None:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from .driver import die_with_parent, end_like, interrupt_group
@@ -31,6 +32,8 @@ _ENDS_APART = frozenset({"java"})
 _LARGEST_APART = 4096
 _START_S = 55
 _ASK_AGAIN_MS = 500
+_CONNECT_AGAIN_MS = 10
+_QUIET_SOCKETS_MS = 2000
 _PATIENCE_MS = 1000
 _LOST_IDLE_S = 5
 Message = dict
@@ -79,8 +82,7 @@ class JupyterBackend:
         self._launch(spec, file)
         self._connect(zmq, info)
         self._await_first_answer()
-        if over_tcp or not self._by_message:
-            # Both ends are open; only an interrupt by message may still look for its socket.
+        if self._await_quiet_sockets(zmq):
             shutil.rmtree(folder, ignore_errors=True)
         if self._assignments is not None and not self._assignments.has_environment:
             self.assign(dict(os.environ))
@@ -100,6 +102,7 @@ class JupyterBackend:
     def _connect(self, zmq: Any, info: dict[str, Any]) -> None:
         context = zmq.Context()
         joint = "-" if info["transport"] == "ipc" else ":"
+        self._connected: dict[Any, Any] = {}
 
         def opened(kind: int, port: str) -> Any:
             sock = context.socket(kind)
@@ -109,6 +112,8 @@ class JupyterBackend:
                 sock.subscribe(b"")
             else:
                 sock.identity = self._session.bsession
+            sock.reconnect_ivl = _CONNECT_AGAIN_MS  # a kernel that starts is not there yet; by itself 100 to 200
+            self._connected[sock] = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
             sock.connect(f"{info['transport']}://{info['ip']}{joint}{info[port]}")
             return sock
 
@@ -137,6 +142,22 @@ class JupyterBackend:
                 return
             self._check_alive()
         raise Failure("kernel", f"the Jupyter kernel {self._name} did not answer within {_START_S} s")
+
+    def _await_quiet_sockets(self, zmq: Any) -> bool:
+        """Wait for the sockets that no answer has come over yet; whether all are connected.
+
+        Each looks for the kernel on its own. A question asked before ours is connected is dropped by the
+        kernel's side without a word, and the cell waits for its answer for ever.
+        """
+        deadline = time.monotonic() + _QUIET_SOCKETS_MS / 1000
+        are_connected = True
+        for sock in (self._control, self._questions):
+            left_ms = max(0, round((deadline - time.monotonic()) * 1000))
+            are_connected &= bool(self._connected[sock].poll(left_ms, zmq.POLLIN))
+        for sock in self._connected:
+            sock.disable_monitor()
+        self._connected.clear()
+        return are_connected
 
     # --- runs
 
