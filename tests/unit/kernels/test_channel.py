@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.kernels.conftest import bound_sandbox, serving
+
+from cloche_agent.kernels.channel import FrameChannel, OutputPipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,3 +80,29 @@ async def test_what_a_program_writes_between_runs_is_dropped(kernels: Path, tmp_
         await interpreter.run(f"until [ -e {over} ]; do sleep 0.01; done", context_id=other)
         execution = await interpreter.run("echo heard")
     assert execution.logs.stdout == ["heard\n"]
+
+
+async def test_what_is_written_while_the_end_is_read_comes_before_the_end() -> None:
+    class Late(socket.socket):
+        """Its other side writes to the pipe and says that it is done after the pipes were emptied."""
+
+        def recv(self, size: int, flags: int = 0, /) -> bytes:
+            if pending:
+                os.write(writer, pending.pop())
+                for message in ({"type": "started"}, {"type": "done"}):
+                    body = json.dumps(message).encode()
+                    theirs.sendall(len(body).to_bytes(4, "big") + body)
+            return super().recv(size, flags)
+
+    pending = [b"heard"]
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    channel = FrameChannel(Late(fileno=ours.detach()), [OutputPipe("stdout", reader)])
+    channel.open_run()
+    theirs.sendall(b"\0\0\0\2{}")
+    async with asyncio.timeout(10):
+        messages = await channel.receive()
+    channel.end()
+    theirs.close()
+    os.close(writer)
+    assert messages == [{}, {"type": "started"}, {"type": "stdout", "text": "heard"}, {"type": "done"}]

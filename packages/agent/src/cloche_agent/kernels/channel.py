@@ -61,7 +61,7 @@ class FrameChannel:
     at the moment it succeeds (a keepalive is due, the client goes) would lose what it has read.
 
     What a program has written is in its pipe before the kernel says the next thing, so the pipes are emptied
-    before every read of the socket.
+    before every read of the socket, and once more before the last frame of what was read.
     """
 
     def __init__(self, sock: socket.socket, pipes: Sequence[OutputPipe] = ()) -> None:
@@ -176,24 +176,31 @@ class FrameChannel:
 
     def _read(self) -> bool:
         """Read once; True when there may be more."""
-        for pipe in tuple(self._pipes):
-            # As often as it takes to empty it once: somebody may write faster than we read.
-            for _ in range(_PIPE_BYTES // _READ_BYTES):
-                if not self._read_pipe(pipe):
-                    break
+        self._empty_pipes()
         try:
             data = self._socket.recv(_READ_BYTES)
         except BlockingIOError:
             return False
         except OSError:
             data = b""
+        self._buffer += data
+        frames = self._cut()
+        self._took(frames[:-1])
+        # A program may have written, and the kernel said that it is done, since the pipes were emptied.
+        self._empty_pipes()
+        self._took(frames[-1:])
         if not data:
             self._finish()
             return False
-        self._buffer += data
-        self._cut()
         self._note()
         return True
+
+    def _empty_pipes(self) -> None:
+        for pipe in tuple(self._pipes):
+            # As often as it takes to empty it once: somebody may write faster than we read.
+            for _ in range(_PIPE_BYTES // _READ_BYTES):
+                if not self._read_pipe(pipe):
+                    break
 
     def _read_pipe(self, pipe: OutputPipe) -> bool:
         """Read what a program has written; True when there may be more."""
@@ -221,8 +228,9 @@ class FrameChannel:
         if self._arrived or self._failure is not None:
             self._news.set()
 
-    def _cut(self) -> None:
+    def _cut(self) -> list[bytearray]:
         """Take the complete frames out of the buffer."""
+        frames: list[bytearray] = []
         start = 0
         while len(self._buffer) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._buffer, start)
@@ -233,10 +241,14 @@ class FrameChannel:
             end = start + _LENGTH.size + size
             if len(self._buffer) < end:
                 break
-            self._arrived.append(self._buffer[start + _LENGTH.size : end])
-            self._arrived_bytes += size
+            frames.append(self._buffer[start + _LENGTH.size : end])
             start = end
         del self._buffer[:start]
+        return frames
+
+    def _took(self, frames: list[bytearray]) -> None:
+        self._arrived += frames
+        self._arrived_bytes += sum(map(len, frames))
 
 
 def _message(item: bytearray | tuple[str, str]) -> Message:

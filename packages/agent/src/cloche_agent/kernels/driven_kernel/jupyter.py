@@ -112,7 +112,7 @@ class JupyterBackend:
                 sock.subscribe(b"")
             else:
                 sock.identity = self._session.bsession
-            sock.reconnect_ivl = _CONNECT_AGAIN_MS  # a kernel that starts is not there yet; by itself 100 to 200
+            sock.reconnect_ivl = _CONNECT_AGAIN_MS  # by itself 100 to 200, while a kernel starts
             self._connected[sock] = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
             sock.connect(f"{info['transport']}://{info['ip']}{joint}{info[port]}")
             return sock
