@@ -22,6 +22,7 @@ from cloche_server.node.messages import (
     SetTimeout,
 )
 from cloche_server.placement.base import LinkUp
+from cloche_server.placement.ready import ReadyBoard
 from cloche_wire.errors import ClocheError, Conflict, SandboxNotFound, Unavailable
 
 
@@ -30,6 +31,7 @@ class FakePlacement:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.ready = ReadyBoard()
         self.alive: dict[str, SandboxState] = {}
         self.created: list[CreateSandbox] = []
         self.egress: list[SetEgress] = []

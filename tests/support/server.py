@@ -28,9 +28,13 @@ START_S = 60.0
 class Server:
     """One server that may be started, maimed and started again on the same state and the same port."""
 
-    def __init__(self, state: Path, *, isolation: str = "container") -> None:
-        """Choose a port; nothing runs until `start`."""
+    def __init__(self, state: Path, *, isolation: str = "container", ahead: int = 0) -> None:
+        """Choose a port; nothing runs until `start`.
+
+        None made ahead by itself: tests count what is there, and start what they look at.
+        """
         self.state = state
+        self.ahead = ahead
         self.isolation = isolation
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -73,6 +77,7 @@ class Server:
         self.state.parent.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "cloche_server.cli.main", "serve", "--host", "127.0.0.1"]
         argv += ["--port", str(self.port), "--state", str(self.state), "--isolation", self.isolation]
+        argv += ["--ahead", str(self.ahead)]
         if not self.templates.exists():
             templates.link(self.templates)
         env = os.environ | {"CLOCHE_TEMPLATES": str(self.templates)}

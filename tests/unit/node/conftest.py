@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from cloche_server.config import Config
+from cloche_server.config import Ahead, Config
 from cloche_server.config import Volumes as VolumeSettings
 from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
 from cloche_server.node import create
+from cloche_server.node.demand import Demand
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.messages import CreateSandbox, EgressPolicy
@@ -181,6 +182,7 @@ class Node:
                     trash=InstantTrash(self.state / "trash"),
                     boot_id="boot",
                     volumes=Volumes(self.state / "volumes", VolumeSettings(quota="none"), None),
+                    demand=Demand(Ahead()),
                 )
                 yield machine
                 if dies:

@@ -267,7 +267,7 @@ async def test_restart_undoes_what_was_half_made(
 
     with monkeypatch.context() as patched:
         if step == "journal":
-            patched.setattr(create, "_build", blocked_later)
+            patched.setattr(create, "assemble", blocked_later)
         elif step == "network":
             patched.setattr(machine.Machine, "folder", blocked)
         elif step == "folder":

@@ -117,7 +117,10 @@ def test_table_allows_these_steps_and_no_others() -> None:
             allowed[state, event] = next_state(state, event)
     assert allowed == {
         ("creating", "started"): "running",
+        ("creating", "made_ahead"): "ready",
         ("creating", "end"): "ending",
+        ("ready", "claimed"): "creating",
+        ("ready", "end"): "ending",
         ("running", "end"): "ending",
         ("ending", "removed"): "gone",
     }

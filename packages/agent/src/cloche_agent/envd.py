@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cloche_agent.filesystem.service import FilesystemService
 from cloche_agent.filesystem.transfer import TransferRoutes
 from cloche_agent.http import Response, json_response
-from cloche_agent.init import handle_init
+from cloche_agent.init import handle_init, handle_prepare
 from cloche_agent.metrics import Metrics
 from cloche_agent.process.service import ProcessService
 from cloche_agent.rpc import Router
@@ -44,6 +44,8 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
                 return Response(204, [("cache-control", "no-store")])
             case "/init" if request.method == "POST":
                 return await handle_init(sandbox, request)
+            case "/prepare" if request.method == "POST":
+                return await handle_prepare(sandbox, request)
             case "/files":
                 return await transfer.files(request)
             case _:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from cloche_agent.activity import Activity
 from cloche_agent.http import Response
-from cloche_wire.errors import InvalidArgument, Unauthenticated
+from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated
 
 if TYPE_CHECKING:
     from cloche_agent.http import Request
@@ -48,7 +48,13 @@ class Sandbox:
     activity: Activity = field(default_factory=Activity)
     """What has happened in it."""
     bound: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by the first `/init`: from here on the environment is known."""
+    """Set by the first `/init`: from here on the sandbox is somebody's."""
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by `/prepare` or `/init`: an environment is known, and Python is wanted."""
+    prepared: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the first context of Python is ready, or cannot be."""
+    imports: tuple[str, ...] = ()
+    """Modules that the first context of Python imports before it is ready."""
 
     def authorized(self, token: str | None) -> bool:
         """Whether `token` is the sandbox's access token; compared in constant time."""
@@ -83,6 +89,21 @@ class Sandbox:
         if not self.bound.is_set():
             self.activity.note("info", "sandbox", "sandbox started")
         self.bound.set()
+        self.wanted.set()
+
+    def prepare(self, settings: dict[str, object]) -> None:
+        """Take over what is known before the sandbox is anybody's.
+
+        Raises:
+            InvalidArgument: A field has the wrong type.
+        """
+        variables, imports = _variables(settings), settings.get("imports")
+        names = cast("list[object]", imports) if isinstance(imports, list) else [None]
+        if not all(isinstance(name, str) for name in names):
+            raise InvalidArgument("not a list of strings: imports")
+        self.env = variables or {}
+        self.imports = tuple(map(str, names))
+        self.wanted.set()
 
 
 def _text(settings: dict[str, object], name: str) -> str | None:
@@ -127,6 +148,29 @@ async def handle_init(sandbox: Sandbox, request: Request) -> Response:
     """
     if sandbox.token is not None and not sandbox.authorized(request.headers.get("x-access-token")):
         raise Unauthenticated("access token is missing or wrong")
+    sandbox.apply(await _settings(request))
+    if os.getpid() == 1:
+        _show_identity(sandbox)
+    return Response(204, [("x-envd-version", ENVD_VERSION), ("cache-control", "no-store")])
+
+
+async def handle_prepare(sandbox: Sandbox, request: Request) -> Response:
+    """Serve `POST /prepare`, for the node alone: start Python before the sandbox is anybody's.
+
+    The answer comes when it is ready, or cannot be, which the first run of code will tell.
+
+    Raises:
+        NotFound: The agent is bound.
+        InvalidArgument: The body is not what `Sandbox.prepare` takes.
+    """
+    if sandbox.token is not None:
+        raise NotFound("no such path: /prepare")
+    sandbox.prepare(await _settings(request))
+    await sandbox.prepared.wait()
+    return Response(204)
+
+
+async def _settings(request: Request) -> dict[str, object]:
     body = await request.read(_LARGEST_INIT_BYTES)
     try:
         settings: object = json.loads(body or b"{}")
@@ -134,10 +178,7 @@ async def handle_init(sandbox: Sandbox, request: Request) -> Response:
         raise InvalidArgument("body is not JSON") from error
     if not isinstance(settings, dict):
         raise InvalidArgument("body is not a JSON object")
-    sandbox.apply(cast("dict[str, object]", settings))
-    if os.getpid() == 1:
-        _show_identity(sandbox)
-    return Response(204, [("x-envd-version", ENVD_VERSION), ("cache-control", "no-store")])
+    return cast("dict[str, object]", settings)
 
 
 def _show_identity(sandbox: Sandbox) -> None:

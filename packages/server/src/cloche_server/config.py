@@ -76,6 +76,25 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Upstream DNS servers of the stub; empty: those of the host's /etc/resolv.conf."""
 
 
+class Ahead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sandboxes made before they are asked for, of templates that were asked for lately."""
+
+    most: int = 8
+    """How many there may be at once, over all templates; 0: none."""
+    least: int = 2
+    """How many of one template, as long as it was asked for within `keep_s`."""
+    keep_s: int = 3600
+    """After this long without a create of a template none of it is kept."""
+    memory_reserve_pct: int = 25
+    """Part of the machine's memory that they leave free."""
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if not (0 <= self.most <= _MOST_AHEAD and self.least >= 0 and 0 <= self.memory_reserve_pct <= 100):
+            raise ValueError(f"ahead.most is between 0 and {_MOST_AHEAD}, ahead.memory_reserve_pct up to 100")
+
+
+_MOST_AHEAD = 100
 _LEAST_VOLUME_MIB = 8
 _INODE_BYTES = 256
 """Of ext4: what its tables take for each file."""
@@ -122,6 +141,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     egress: Egress = Egress()
     volumes: Volumes = Volumes()
+    ahead: Ahead = Ahead()
 
     @property
     def state_dir(self) -> Path:
@@ -221,6 +241,8 @@ def load(overrides: dict[str, Any]) -> Config:
     for key in ("host", "port", "domain", "isolation", "templates"):
         if value := os.environ.get(f"CLOCHE_{key.upper()}"):
             values[key] = value
+    if (most := given.pop("ahead", None)) is not None:
+        values["ahead"] = {**values.get("ahead", {}), "most": most}
     values |= given
     values["state"] = str(state.absolute())
     try:

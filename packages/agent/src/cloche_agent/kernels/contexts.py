@@ -75,11 +75,15 @@ class Context:
         """Event lines of one run, which starts when they are asked for."""
         return Run(self, next(self._run_ids), code, variables).lines()
 
-    def begin(self) -> None:
-        """Start the kernel in the background, unless it runs or starts already."""
+    def begin(self, imports: tuple[str, ...] = ()) -> None:
+        """Start the kernel in the background, unless it runs or starts already.
+
+        Only a context that nobody waits for should be told to import: one that is restarted after a package
+        was installed must not have it in its older version.
+        """
         if self._kernel is None and self._attempt is None and not self.is_closed:
             self._attempt = _Attempt()
-            self.tasks.create_task(self._start(self._attempt))
+            self.tasks.create_task(self._start(self._attempt, imports))
 
     async def ready(self) -> Kernel:
         """The kernel, started first where there is none.
@@ -97,9 +101,9 @@ class Context:
                 raise KernelStartError(attempt.failure)
         return self._kernel
 
-    async def _start(self, attempt: _Attempt) -> None:
+    async def _start(self, attempt: _Attempt, imports: tuple[str, ...]) -> None:
         try:
-            plan = KernelPlan(self.language, self._kernels, self._sandbox.env, self.cwd)
+            plan = KernelPlan(self.language, self._kernels, self._sandbox.env, self.cwd, imports)
             self._kernel = await start_kernel(plan, self._reaper, self.tasks)
             if self.is_closed:
                 self._kernel.kill("its context was removed")

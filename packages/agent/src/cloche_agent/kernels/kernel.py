@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, OutputPipe, text_of
+from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, Message, OutputPipe, text_of
 from cloche_agent.kernels.languages import DEFAULT_PATH
 from cloche_agent.process.spawn import SpawnRequest, spawn
 from cloche_agent.users import User, lookup
@@ -42,12 +42,14 @@ class KernelPlan:
         kernels: Folder of the kernel programs, as seen from here.
         env: The sandbox's own variables.
         cwd: Working folder; `~` is the account's home.
+        imports: Modules that it imports before it is ready; for Python only.
     """
 
     language: Language
     kernels: str
     env: Mapping[str, str]
     cwd: str
+    imports: tuple[str, ...] = ()
 
 
 class Kernel:
@@ -131,7 +133,8 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
     is_ready = False
     try:
         async with asyncio.timeout(START_DEADLINE_S):
-            kernel.channel.post({"cwd": plan.cwd, "env": environment(plan.env)})
+            settings: Message = {"cwd": plan.cwd, "env": environment(plan.env)}
+            kernel.channel.post(settings | ({"imports": list(plan.imports)} if plan.imports else {}))
             greeting = await kernel.channel.receive()
         is_ready = bool(greeting) and greeting[0].get("type") == "ready"
         if is_ready:

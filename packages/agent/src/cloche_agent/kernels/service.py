@@ -8,6 +8,7 @@ the sandbox's traffic token closes the whole port at the edge. Before `/init` on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -47,13 +48,17 @@ class InterpreterService:
         """By name of their language: those that code without a context runs in."""
 
     async def run(self) -> None:
-        """Start the default context when `/init` has come; own the kernels until cancelled, then end them."""
+        """Start the default context once it is wanted; own the kernels until cancelled, then end them."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
-                await self._sandbox.bound.wait()
+                await self._sandbox.wanted.wait()
                 self._show_boot_contexts()
-                self._default_context(PYTHON).begin()
+                context = self._default_context(PYTHON)
+                context.begin(self._sandbox.imports)
+                with contextlib.suppress(KernelStartError):
+                    await context.ready()
+                self._sandbox.prepared.set()
                 await asyncio.Event().wait()
             finally:
                 self._tasks = None

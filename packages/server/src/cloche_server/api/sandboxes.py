@@ -19,8 +19,8 @@ from cloche_server.api.options import Options, check_options, check_timeout
 from cloche_server.api.owned import not_found, running_sandbox
 from cloche_server.api.routing import Call, Route, reply, with_body
 from cloche_server.api.volumes import resolve_mounts
-from cloche_server.ids import new_access_token, new_sandbox_id
-from cloche_server.node.messages import CreateSandbox, SetEgress, SetTimeout, VolumeMount
+from cloche_server.ids import SandboxId, new_access_token, new_sandbox_id
+from cloche_server.node.messages import CreateSandbox, SandboxReady, SetEgress, SetTimeout, VolumeMount
 from cloche_server.store.sandboxes import IdempotencyClaim, SandboxRecord
 from cloche_server.store.templates import Template
 from cloche_wire.errors import (
@@ -79,24 +79,40 @@ class SandboxEndpoints:
         template = await self._control.templates.resolve(call.caller, body.template_id)
         mounts = await resolve_mounts(self._control, call.caller.team_id, body.volume_mounts or [])
         claim = _idempotency_claim(call)
-        record = self._new_record(call, body, options, template)
+        ready = None if mounts else self._take_ready(template)
+        sandbox_id = new_sandbox_id() if ready is None else SandboxId(ready.sandbox_id)
+        record = self._new_record(call, body, options, template, sandbox_id)
         with self._control.creations.hold(record.id):
-            reservation = await self._control.store.sandboxes.reserve(
-                record, claim, max_alive=self._limits.max_sandboxes
-            )
-            if reservation.is_new:
-                record = await self._start(record, body, options, mounts)
+            try:
+                reservation = await self._control.store.sandboxes.reserve(
+                    record, claim, max_alive=self._limits.max_sandboxes
+                )
+                if reservation.is_new:
+                    ready = None
+                    record = await self._start(record, body, options, mounts)
+            finally:
+                if ready is not None:
+                    self._control.placement.ready.add(ready)  # nobody was told of it
         if not reservation.is_new:
             record = await self._await_earlier(reservation.record)
         return reply(201, self._sandbox(record))
 
+    def _take_ready(self, template: Template) -> SandboxReady | None:
+        board = self._control.placement.ready
+        return board.take(template.build_id, template.cpu_count, template.memory_mib)
+
     def _new_record(
-        self, call: Call, body: shapes.NewSandbox, options: Options, template: Template
+        self,
+        call: Call,
+        body: shapes.NewSandbox,
+        options: Options,
+        template: Template,
+        sandbox_id: SandboxId,
     ) -> SandboxRecord:
         asked = body.template_id.lower().partition(":")[0].rpartition("/")[2]
         now = self._control.clock.now()
         return SandboxRecord(
-            new_sandbox_id(),
+            sandbox_id,
             call.caller.team_id,
             template.id,
             template.build_id,

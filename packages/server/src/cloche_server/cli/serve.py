@@ -33,6 +33,7 @@ _DETACHED = "CLOCHE_DETACHED"
 @state_option
 @click.option("--isolation", type=click.Choice(["auto", "container"]), help="Driver.  [default: auto]")
 @click.option("--domain", help="Domain of sandbox addresses: PORT-ID.DOMAIN.")
+@click.option("--ahead", type=click.IntRange(0, 100), help="Sandboxes kept ready at most.  [default: 8]")
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it goes on in the background.")
 def serve(*, detach: bool, **options: str | int | None) -> None:
     """Run the server until Ctrl-C or `cloche down`."""

@@ -31,6 +31,24 @@ class AgentInit(msgspec.Struct, frozen=True, rename="camel"):
     memory_mib: int
 
 
+class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of our own `POST /prepare`."""
+
+    env_vars: dict[str, str]
+    """Of the template."""
+    imports: tuple[str, ...]
+    """Python modules that its first context imports."""
+
+
+async def prepare(path: Path, body: AgentPreparation, *, timeout_s: float) -> None:
+    """Have an agent that is nobody's yet start its interpreter. Returns when that is ready, or cannot be.
+
+    Raises:
+        Internal: It answered with another status than 204, with something else than HTTP, or not in time.
+    """
+    await _tell(path, "/prepare", body, timeout_s)
+
+
 async def initialize(path: Path, body: AgentInit, *, timeout_s: float) -> None:
     """Give a freshly started agent its identity. Returns when it has answered: the sandbox is ready then.
 
@@ -40,11 +58,15 @@ async def initialize(path: Path, body: AgentInit, *, timeout_s: float) -> None:
     Raises:
         Internal: It answered with another status than 204, with something else than HTTP, or not in time.
     """
+    await _tell(path, "/init", body, timeout_s)
+
+
+async def _tell(path: Path, target: str, body: AgentInit | AgentPreparation, timeout_s: float) -> None:
     headers = [("content-type", "application/json")]
-    request = _Request("POST", "/init", headers, msgspec.json.encode(body))
+    request = _Request("POST", target, headers, msgspec.json.encode(body))
     answer = await _ask(path, request, _MAX_ANSWER_BYTES, timeout_s)
     if answer.status != 204:
-        raise Internal(f"the agent refused its identity: status {answer.status}")
+        raise Internal(f"the agent refused {target}: status {answer.status}")
 
 
 async def fetch_logs(path: Path, access_token: str, since_ms: int, *, timeout_s: float) -> bytes:

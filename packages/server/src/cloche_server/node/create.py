@@ -7,7 +7,8 @@ import errno
 import os
 import re
 import socket
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from cloche_server.config import EDGE_UID
 from cloche_server.ids import is_sandbox_id
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, kill, volume_requests
+from cloche_server.node.demand import Need
 from cloche_server.node.egress import check_policy
 from cloche_server.node.journal import Record
+from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, SandboxState
 from cloche_wire.errors import (
@@ -37,23 +40,26 @@ _AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 log = structlog.get_logger()
 
 
-class _Template(msgspec.Struct, frozen=True):
+class Template(msgspec.Struct, frozen=True):
     """What the node reads of a template's manifest."""
 
     rootfs: str
     default_user: str = "user"
     default_workdir: str = "/home/user"
     env: dict[str, str] = {}
+    warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
+    """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
 
 
 async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
-    """Make a sandbox and return when its agent has answered.
+    """Make a sandbox, or take the one of that id that was made ahead; return when its agent has answered.
 
     Leaves: state running, journalled, its route published; on any error nothing of it.
 
     Raises:
         Unavailable: The node is draining.
-        InvalidArgument: The request holds what the api should not have let through.
+        InvalidArgument: The request holds what the api should not have let through, or the sandbox made
+            ahead is of another kind.
         TemplateNotFound: No finished build of that id lies here.
         VolumeNotFound: No such volume of that team.
         ResourceExhausted: The limit of sandboxes is reached.
@@ -63,15 +69,42 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         raise Unavailable("the server is stopping")
     _check(request)
     volume_requests.check_mounts(machine, request)
-    if request.sandbox_id in machine.live:
-        raise AlreadyExists(f"sandbox exists: {request.sandbox_id}")
-    template = _read_template(machine, request.build_id)
-    live = Live(_first_record(machine, request), builder=asyncio.current_task())
-    machine.live[request.sandbox_id] = live
+    template = read_template(machine, request.build_id)
+    live = await _made_ahead(machine, request)
+    machine.demand.note(Need.of(request), machine.clock.boot_s())
+    if live is not None:
+        _claim(machine, live, request)
+    else:
+        live = Live(first_record(machine, request), builder=asyncio.current_task())
+    async with making(machine, live):
+        if live.record.init is None:
+            await assemble(machine, live, template)
+        else:
+            live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
+            policy, online = request.egress, request.allow_internet
+            await kill.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
+        await _introduce(machine, request, template)
+        machine.move(live, "started")
+    machine.publish_route(live.record)
+    machine.deadlines_changed.set()
+    kill.watch(machine, live)
+    log.info("sandbox.created", sandbox_id=request.sandbox_id, slot=live.record.slot)
+    return live.record.public()
+
+
+@asynccontextmanager
+async def making(machine: Machine, live: Live) -> AsyncGenerator[None]:
+    """Make a sandbox in this block: it is journalled before, and on any error nothing of it is left after.
+
+    Raises:
+        Unavailable: Somebody ended it meanwhile.
+        ClocheError: A step of the block failed; OSError is told as one.
+    """
+    sandbox_id = live.record.request.sandbox_id
+    machine.live[sandbox_id] = live
     try:
         machine.journal.write(live.record)
-        await _build(machine, live, template)
-        machine.move(live, "started")
+        yield
         live.builder = None
     except asyncio.CancelledError:
         live.built.set()
@@ -81,16 +114,43 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         raise Unavailable("the sandbox was ended before it was ready") from None
     except Exception as error:
         live.builder = None
-        await kill.end(machine, request.sandbox_id, "failed")
+        await kill.end(machine, sandbox_id, "failed")
         told = _told(error)
         if told is error:
             raise
         raise told from error
-    machine.publish_route(live.record)
-    machine.deadlines_changed.set()
-    kill.watch(machine, live)
-    log.info("sandbox.created", sandbox_id=request.sandbox_id, slot=live.record.slot)
-    return live.record.public()
+    finally:
+        machine.demand.changed.set()
+
+
+async def _made_ahead(machine: Machine, request: CreateSandbox) -> Live | None:
+    """The sandbox that was made ahead under the request's id; None where there is none any more.
+
+    Raises:
+        AlreadyExists: It is somebody's.
+        InvalidArgument: It is not what the request needs.
+    """
+    live = machine.live.get(request.sandbox_id)
+    if live is not None and live.record.state == "ending" and not live.record.request.access_token:
+        await live.gone.wait()
+        live = machine.live.get(request.sandbox_id)
+    if live is None:
+        return None
+    if live.record.state != "ready":
+        raise AlreadyExists(f"sandbox exists: {request.sandbox_id}")
+    if Need.of(live.record.request) != Need.of(request) or request.volume_mounts:
+        raise InvalidArgument(f"made ahead for other requests: {request.sandbox_id}")
+    return live
+
+
+def _claim(machine: Machine, live: Live, request: CreateSandbox) -> None:
+    """From here on it is the request's, and is ended when the rest of the create fails."""
+    fresh = _timed(machine, request)
+    record = live.record
+    live.builder = asyncio.current_task()
+    live.record = msgspec.structs.replace(
+        fresh, slot=record.slot, init=record.init, state=next_state(record.state, "claimed")
+    )
 
 
 def _check(request: CreateSandbox) -> None:
@@ -107,12 +167,21 @@ def _check(request: CreateSandbox) -> None:
     check_policy(request.egress)
 
 
-def _first_record(machine: Machine, request: CreateSandbox) -> Record:
+def first_record(machine: Machine, request: CreateSandbox) -> Record:
+    """A new sandbox, with a slot of its own.
+
+    Raises:
+        ResourceExhausted: All are taken.
+    """
+    return msgspec.structs.replace(_timed(machine, request), slot=machine.slots.take())
+
+
+def _timed(machine: Machine, request: CreateSandbox) -> Record:
     now = machine.clock.now()
     return Record(
         request=request,
         state="creating",
-        slot=machine.slots.take(),
+        slot=-1,
         started_at=now,
         end_at=now + timedelta(seconds=request.timeout_s),
         deadline_boot_s=machine.clock.boot_s() + request.timeout_s,
@@ -121,7 +190,8 @@ def _first_record(machine: Machine, request: CreateSandbox) -> Record:
     )
 
 
-async def _build(machine: Machine, live: Live, template: _Template) -> None:
+async def assemble(machine: Machine, live: Live, template: Template) -> None:
+    """Give a sandbox its network, root and limits, and start its agent, which knows nothing yet."""
     record = live.record
     request = record.request
     namespace = await kill.in_thread(_make_network, machine, live)
@@ -148,6 +218,10 @@ async def _build(machine: Machine, live: Live, template: _Template) -> None:
         )
         init = await machine.driver.start(spec)
     machine.note(live, msgspec.structs.replace(record, init=init))
+
+
+async def _introduce(machine: Machine, request: CreateSandbox, template: Template) -> None:
+    """Tell the agent whose it is; the sandbox can be used then."""
     await agent_link.initialize(
         machine.sockets(request.sandbox_id) / "envd.sock",
         agent_link.AgentInit(
@@ -172,10 +246,15 @@ def _make_network(machine: Machine, live: Live) -> int:
     return namespace
 
 
-def _read_template(machine: Machine, build_id: str) -> _Template:
+def read_template(machine: Machine, build_id: str) -> Template:
+    """What the node has to know of a finished build.
+
+    Raises:
+        TemplateNotFound: No finished build of that id lies here.
+    """
     path = machine.config.templates_dir / build_id / "manifest.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Template)
+        return msgspec.json.decode(path.read_bytes(), type=Template)
     except (OSError, msgspec.DecodeError) as error:
         raise TemplateNotFound(f"no finished build: {build_id}") from error
 

@@ -12,9 +12,10 @@ from typing import ParamSpec, TypeVar
 import msgspec
 import structlog
 
+from cloche_server.link import Event
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
-from cloche_server.node.messages import EndReason
+from cloche_server.node.messages import EndReason, SandboxUnready
 from cloche_wire.errors import ClocheError
 
 _RETRY_S = 2.0
@@ -49,7 +50,9 @@ async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
     live = machine.live.get(sandbox_id)
     if live is None:
         return
-    if live.record.state in ("creating", "running"):
+    if live.record.state in ("creating", "ready", "running"):
+        if live.record.state == "ready":
+            machine.ends.publish(Event("unready", SandboxUnready(sandbox_id)))
         live.record = msgspec.structs.replace(
             live.record, state=next_state(live.record.state, "end"), end_reason=reason
         )
@@ -67,7 +70,7 @@ async def finish(machine: Machine, live: Live) -> None:
     """Take away what is left of a sandbox that is ending, and tell everybody once it is gone."""
     if live.builder is not None:
         await live.built.wait()
-    elif machine.before_removal is not None:
+    elif machine.before_removal is not None and live.record.request.access_token:
         await machine.before_removal(live)
     while True:
         try:
@@ -107,7 +110,7 @@ def watch(machine: Machine, live: Live) -> None:
 async def _end_after_init(machine: Machine, live: Live) -> None:
     assert live.record.init is not None
     await machine.driver.wait(live.record.init)
-    if live.record.state == "running":
+    if live.record.state in ("ready", "running"):
         await end(machine, live.record.request.sandbox_id, "exited")
 
 

@@ -1,7 +1,12 @@
 """The only table of states and events of a sandbox on its node.
 
     creating ──started──► running ──end──► ending ──gone──► (forgotten)
-        └──────end──────────────────────────►┘
+      │ ▲ └────end──────────────────────────►┘
+      │ └──claimed── ready ──end────────────►┘
+      └──made ahead──►┘
+
+`ready` is a sandbox that was made before anybody asked for it: it has no token, no route and no network, and
+is nobody's. Claiming it is the rest of a create.
 
 Everything that changes a state asks `next_state`; everything else only reads. An end for any reason
 (killed, timeout, exited, ...) is the same transition.
@@ -13,12 +18,15 @@ from typing import Literal
 
 from cloche_wire.errors import Conflict
 
-State = Literal["creating", "running", "ending", "gone"]
-Event = Literal["started", "end", "removed"]
+State = Literal["creating", "ready", "running", "ending", "gone"]
+Event = Literal["started", "made_ahead", "claimed", "end", "removed"]
 
 _TABLE: dict[tuple[State, Event], State] = {
     ("creating", "started"): "running",
+    ("creating", "made_ahead"): "ready",
     ("creating", "end"): "ending",
+    ("ready", "claimed"): "creating",
+    ("ready", "end"): "ending",
     ("running", "end"): "ending",
     ("ending", "removed"): "gone",
 }

@@ -15,6 +15,7 @@ from cloche_server.config import Config
 from cloche_server.isolation.base import Driver
 from cloche_server.link import Event
 from cloche_server.node.broadcast import Broadcast
+from cloche_server.node.demand import Demand
 from cloche_server.node.journal import Journal, Record
 from cloche_server.node.lifecycle import Event as LifecycleEvent
 from cloche_server.node.lifecycle import next_state
@@ -31,6 +32,8 @@ class Live:
     """One sandbox in memory: its record, which the journal has too, and what only this process can hold."""
 
     record: Record
+    cpu_before_s: float = 0.0
+    """What was used before it was somebody's."""
     network_namespace: int | None = None
     """Descriptor, for dialling its ports; None while it is being made."""
     builder: asyncio.Task[object] | None = None
@@ -59,6 +62,7 @@ class Machine:
     trash: Trash
     boot_id: str
     volumes: Volumes
+    demand: Demand
     live: dict[str, Live] = field(default_factory=dict[str, Live])
     draining: bool = False
     routes: Broadcast = field(default_factory=Broadcast)

@@ -10,7 +10,8 @@ Control socket (`Config.node_socket`), method -> params -> result:
     metrics      MetricsQuery    [SandboxMetrics] of those of the sandboxes that run
     logs         LogsQuery       [LogEntry]       of one, also a while after its end; raises SandboxNotFound
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
-    watch        {}              {}, then events `ended` (SandboxEnded) on the same link until it is closed
+    watch        {}              [SandboxReady], then events `ended` (SandboxEnded), `ready` (SandboxReady)
+                                 and `unready` (SandboxUnready) on the same link until it is closed
 
     create_volume  CreateVolume   {}             raises NotEnoughSpace, AlreadyExists, Unavailable, Internal
     remove_volume  RemoveVolume   {}             raises Conflict: a sandbox has it
@@ -158,6 +159,21 @@ class SandboxEnded(msgspec.Struct, frozen=True):
 
     sandbox_id: str
     reason: EndReason
+
+
+class SandboxReady(msgspec.Struct, frozen=True):
+    """Event: a sandbox was made ahead; a `create` with its id and for the same build and size takes it."""
+
+    sandbox_id: str
+    build_id: str
+    cpu_count: int
+    memory_mib: int
+
+
+class SandboxUnready(msgspec.Struct, frozen=True):
+    """Event: that sandbox is not there any more; a `create` with its id makes it from the start."""
+
+    sandbox_id: str
 
 
 class MetricsQuery(msgspec.Struct, frozen=True):

@@ -88,7 +88,7 @@ class Sampler:
             return watched
         machine = self.machine
         age_s = (machine.clock.now() - live.record.started_at).total_seconds()
-        return _Watched(History(), machine.clock.boot_s() - max(age_s, 0.001))
+        return _Watched(History(), machine.clock.boot_s() - max(age_s, 0.001), live.cpu_before_s)
 
     def _add(self, watched: _Watched, live: Live, usage: Usage, boot_s: float, at_s: int) -> None:
         took_s = max(boot_s - watched.sampled_boot_s, 0.001)

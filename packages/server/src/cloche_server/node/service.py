@@ -20,6 +20,7 @@ from cloche_server.isolation.base import ID_RANGE, Driver
 from cloche_server.isolation.container.driver import ContainerDriver
 from cloche_server.isolation.identity import boot_id
 from cloche_server.node import (
+    ahead,
     create,
     dial,
     dns,
@@ -31,6 +32,7 @@ from cloche_server.node import (
     runtime_tree,
     volume_requests,
 )
+from cloche_server.node.demand import Demand
 from cloche_server.node.journal import Journal
 from cloche_server.node.logs import LogKeeper
 from cloche_server.node.machine import Machine, Trash
@@ -81,7 +83,7 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
                 clock=SystemClock(),
                 driver=driver,
                 block=block,
-                slots=Slots(config.limits.max_sandboxes),
+                slots=Slots(config.limits.max_sandboxes + config.ahead.most),
                 network=network,
                 journal=journal,
                 tree=await asyncio.to_thread(runtime_tree.ensure, config.state_dir),
@@ -89,6 +91,7 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
                 trash=Trash(config.state_dir / "trash"),
                 boot_id=boot_id(),
                 volumes=Volumes(config.volumes_dir, config.volumes, content),
+                demand=Demand(config.ahead),
             )
             await _serve_machine(machine, stopping)
     except* asyncio.CancelledError:
@@ -109,6 +112,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     edge = link.listen(config.edge_socket, owner_uid=EDGE_UID)
     content = link.listen(config.open_socket, owner_uid=VOLUMES_FIRST_ID)
     tasks.create_task(reaper.run(machine))
+    tasks.create_task(ahead.run(machine))
     tasks.create_task(stub.serve())
     sampler = Sampler(machine)
     tasks.create_task(sampler.run())
@@ -171,7 +175,8 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
         return link.Answer({})
 
     async def watch(_: msgspec.Raw) -> link.Answer:
-        return link.Answer({}, events=machine.ends.listen())
+        events = machine.ends.listen()
+        return link.Answer(ahead.ready(machine), events=events)
 
     return _dispatch(
         {

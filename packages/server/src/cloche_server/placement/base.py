@@ -16,6 +16,7 @@ from cloche_server.node.messages import (
     SetEgress,
     SetTimeout,
 )
+from cloche_server.placement.ready import ReadyBoard
 
 
 class LinkUp(NamedTuple):
@@ -24,6 +25,11 @@ class LinkUp(NamedTuple):
 
 class Placement(Protocol):
     """Where sandboxes are made. Nodes rule on whether one lives, the control plane on whose it is."""
+
+    @property
+    def ready(self) -> ReadyBoard:
+        """Sandboxes made ahead: a `create` with the id of one, for its build and size, is done at once."""
+        ...
 
     async def create(self, sandbox: CreateSandbox, *, timeout_s: float) -> SandboxState:
         """Make one sandbox; the answer comes when its agent has answered.

@@ -19,12 +19,15 @@ from cloche_server.node.messages import (
     RemoveVolume,
     SandboxEnded,
     SandboxMetrics,
+    SandboxReady,
     SandboxState,
+    SandboxUnready,
     SetEgress,
     SetTimeout,
 )
 from cloche_server.placement.base import LinkUp
 from cloche_server.placement.policy import Node, choose_node
+from cloche_server.placement.ready import ReadyBoard
 from cloche_wire.errors import DeadlineExceeded
 
 CALL_TIMEOUT_S = 5.0
@@ -44,6 +47,7 @@ class LocalPlacement:
     def __init__(self, node: Node) -> None:
         """Speak to this node; it need not be up yet, each call connects anew."""
         self._nodes = [node]
+        self.ready = ReadyBoard()
 
     async def create(self, sandbox: CreateSandbox, *, timeout_s: float) -> SandboxState:
         """See `base.Placement.create`."""
@@ -87,13 +91,21 @@ class LocalPlacement:
 
     async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
         """See `base.Placement.watch`."""
-        feed = link.subscribe(self._nodes[0].control_socket, "watch", dict[str, Any])
-        async with aclosing(feed) as items:
-            async for item in items:
-                if not isinstance(item, tuple):
-                    yield LinkUp()
-                elif item[0] == "ended":
-                    yield msgspec.json.decode(item[1], type=SandboxEnded)
+        feed = link.subscribe(self._nodes[0].control_socket, "watch", list[SandboxReady])
+        try:
+            async with aclosing(feed) as items:
+                async for item in items:
+                    if not isinstance(item, tuple):
+                        self.ready.replace(item)
+                        yield LinkUp()
+                    elif item[0] == "ended":
+                        yield msgspec.json.decode(item[1], type=SandboxEnded)
+                    elif item[0] == "ready":
+                        self.ready.add(msgspec.json.decode(item[1], type=SandboxReady))
+                    elif item[0] == "unready":
+                        self.ready.remove(msgspec.json.decode(item[1], type=SandboxUnready).sandbox_id)
+        finally:
+            self.ready.replace(())
 
 
 async def _call(node: Node, method: str, params: object, answer: type[T], *, timeout_s: float) -> T:

@@ -8,6 +8,8 @@ its own socket.
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import os
 import random
 import resource
@@ -63,6 +65,7 @@ def serve(descriptor: int, failure: Optional[dict[str, str]] = None) -> None:
     if failure is not None:
         sock.sendall(frames.encode({"type": "failed", **failure}))
         return
+    kernel.prepare(settings.get("imports"))
     sock.sendall(frames.encode({"type": "ready", "version": sys.version.split()[0], "pid": os.getpid()}))
     kernel.run()
 
@@ -99,6 +102,7 @@ class Kernel:
         if find_spec("matplotlib_inline"):
             # Read by matplotlib if it is ever imported; figures are then shown at the end of the cell.
             os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)
+        self._is_warm = False
         self._outbox: Outbox = Outbox(sock)
         self._interrupts: Interrupts = Interrupts()
         replace_standard_streams(self._outbox)
@@ -106,12 +110,25 @@ class Kernel:
         self._interrupts.close()
         self._shell: KernelShell = make_shell(self._outbox, self._interrupts)
 
+    def prepare(self, imports: Optional[list[str]]) -> None:
+        """Where nobody waits yet, pay now for these modules and for what the first cells import."""
+        self._outbox.start()
+        if imports is None:
+            return
+        self._shell.warm_up()
+        self._shell.warm_up_tracebacks()
+        for name in imports:
+            with contextlib.suppress(BaseException):  # told when a cell imports it
+                importlib.import_module(name)
+        gc.collect()
+        self._is_warm = True
+
     def run(self) -> None:
         """Run cells until the agent closes the socket; then end at once, whatever threads are left."""
-        self._outbox.start()
         try:
-            self._shell.warm_up()
-            if not select.select([self._socket], [], [], _IDLE_S)[0]:
+            if not self._is_warm:
+                self._shell.warm_up()
+            if not self._is_warm and not select.select([self._socket], [], [], _IDLE_S)[0]:
                 self._shell.warm_up_tracebacks()
             while (request := frames.receive(self._socket)) is not None:
                 self._execute(request)

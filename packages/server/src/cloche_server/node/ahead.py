@@ -1,0 +1,121 @@
+"""Keep sandboxes ready before they are asked for: agent and Python up, the usual packages imported.
+
+One is used once, by whoever takes it with its id (`create.create`), and never given back. Until then it has
+no token, so that its agent refuses everything, no route, and no network. Making them is work for quiet
+moments: one at a time, and none while a create is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from pathlib import Path
+
+import structlog
+
+from cloche_server.ids import new_sandbox_id
+from cloche_server.link import Event
+from cloche_server.node import agent_link, create, kill
+from cloche_server.node.demand import Need
+from cloche_server.node.machine import Live, Machine
+from cloche_server.node.messages import CreateSandbox, SandboxReady
+from cloche_wire.errors import ClocheError
+
+LOOK_AGAIN_S = 10.0
+"""Without any event: what is not wanted any more goes, what failed is tried again."""
+PAUSE_AFTER_FAILURE_S = 30.0
+
+log = structlog.get_logger()
+
+
+async def run(machine: Machine) -> None:
+    """Make and end sandboxes as the demand asks, until cancelled."""
+    demand = machine.demand
+    not_before: dict[Need, float] = {}
+    while True:
+        demand.changed.clear()
+        wanted = demand.wanted(machine.clock.boot_s())
+        await _end_surplus(machine, wanted)
+        need = _missing(machine, wanted, not_before)
+        if need is not None and not await _make(machine, need):
+            not_before[need] = machine.clock.boot_s() + PAUSE_AFTER_FAILURE_S
+        elif need is not None:
+            continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_AGAIN_S):
+                await demand.changed.wait()
+
+
+def ready(machine: Machine) -> list[SandboxReady]:
+    """Those that can be taken now, oldest first."""
+    return [_offer(live) for live in machine.live.values() if live.record.state == "ready"]
+
+
+def _offer(live: Live) -> SandboxReady:
+    return SandboxReady(live.record.request.sandbox_id, *Need.of(live.record.request))
+
+
+async def _end_surplus(machine: Machine, wanted: dict[Need, int]) -> None:
+    left = Counter(wanted)
+    for live in [live for live in machine.live.values() if live.record.state == "ready"]:
+        need = Need.of(live.record.request)
+        left[need] -= 1
+        if left[need] < 0 and live.record.state == "ready":
+            await kill.end(machine, live.record.request.sandbox_id, "killed")
+
+
+def _missing(machine: Machine, wanted: dict[Need, int], not_before: dict[Need, float]) -> Need | None:
+    """The kind to make one of now; None where none is missing, or it is not the time."""
+    alive = machine.live.values()
+    if machine.draining or any(live.record.state == "creating" for live in alive):
+        return None  # woken when that create is over
+    there = Counter(Need.of(live.record.request) for live in alive if live.record.state == "ready")
+    now = machine.clock.boot_s()
+    missing = [
+        need for need, count in wanted.items() if there[need] < count and now >= not_before.get(need, now)
+    ]
+    if not missing or not _has_memory(missing[0], machine.config.ahead.memory_reserve_pct):
+        return None
+    return missing[0]
+
+
+def _has_memory(need: Need, reserve_pct: int) -> bool:
+    """Whether one more leaves the reserve free, if it never uses more than a tenth of what it may."""
+    found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(found[name].split()[0]) >> 10 for name in ("MemTotal", "MemAvailable"))
+    return available - need.memory_mib // 10 > total * reserve_pct // 100
+
+
+async def _make(machine: Machine, need: Need) -> bool:
+    """Make one; whether it is ready. A task of its own, since whoever ends the sandbox cancels its maker."""
+    task = machine.tasks.create_task(_make_one(machine, need))
+    await asyncio.wait({task})
+    return not task.cancelled() and task.result()
+
+
+async def _make_one(machine: Machine, need: Need) -> bool:
+    request = CreateSandbox(
+        new_sandbox_id(), "", "", need.build_id, 0, "",
+        cpu_count=need.cpu_count, memory_mib=need.memory_mib, allow_internet=False,
+    )  # fmt: skip
+    began_s = machine.clock.boot_s()
+    try:
+        template = create.read_template(machine, need.build_id)
+        live = Live(create.first_record(machine, request), builder=asyncio.current_task())
+        async with create.making(machine, live):
+            await create.assemble(machine, live, template)
+            await agent_link.prepare(
+                machine.sockets(request.sandbox_id) / "envd.sock",
+                agent_link.AgentPreparation(template.env, template.warm),
+                timeout_s=machine.config.limits.start_timeout_s,
+            )
+            machine.move(live, "made_ahead")
+    except (ClocheError, OSError) as error:
+        log.warning("sandbox.not_made_ahead", build_id=need.build_id, error=str(error))
+        return False
+    machine.ends.publish(Event("ready", _offer(live)))
+    kill.watch(machine, live)
+    took_ms = round(1000 * (machine.clock.boot_s() - began_s))
+    log.info("sandbox.made_ahead", sandbox_id=request.sandbox_id, slot=live.record.slot, ms=took_ms)
+    return True

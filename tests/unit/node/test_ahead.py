@@ -1,0 +1,184 @@
+"""Sandboxes made ahead: how many, for whom, and every way in which one can go."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.unit.node.conftest import Node, request_for
+
+from cloche_server.config import Ahead
+from cloche_server.node import ahead, create, kill, reconcile
+from cloche_server.node.demand import RECENT_S, Demand, Need
+from cloche_server.node.machine import Machine
+from cloche_server.node.messages import EgressPolicy, SandboxReady, VolumeMount
+from cloche_wire.errors import Internal, InvalidArgument
+
+pytestmark = pytest.mark.anyio
+SMALL, LARGE = Need("a", 2, 512), Need("a", 2, 1024)
+
+
+def test_as_many_are_wanted_as_were_asked_for_lately_within_limits() -> None:
+    demand = Demand(Ahead(most=5, least=2))
+    assert demand.wanted(0) == {}
+    demand.note(SMALL, 0)
+    assert demand.wanted(1) == {SMALL: 2}
+    for second in range(4):
+        demand.note(SMALL, second)
+    assert demand.wanted(4) == {SMALL: 5}
+    demand.note(LARGE, 5)
+    assert demand.wanted(6) == {LARGE: 2, SMALL: 3}
+    assert demand.wanted(RECENT_S + 10) == {LARGE: 2, SMALL: 2}
+
+
+def test_what_nobody_has_asked_for_in_long_is_not_kept() -> None:
+    demand = Demand(Ahead(keep_s=100))
+    demand.note(SMALL, 0)
+    demand.note(LARGE, 50)
+    assert set(demand.wanted(101)) == {LARGE}
+    assert demand.wanted(200) == {}
+
+
+def test_none_are_wanted_where_there_may_be_none() -> None:
+    demand = Demand(Ahead(most=0))
+    demand.note(SMALL, 0)
+    assert demand.wanted(1) == {SMALL: 0}
+
+
+@asynccontextmanager
+async def keeping(machine: Machine, count: int = 2) -> AsyncIterator[list[SandboxReady]]:
+    """Run the keeper after one create, until that many are ready."""
+    machine.demand.note(Need.of(request_for("a")), machine.clock.boot_s())
+    task = machine.tasks.create_task(ahead.run(machine))
+    try:
+        await until(lambda: len(ahead.ready(machine)) == count)
+        yield ahead.ready(machine)
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def until(true: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if true():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("not within 10 s")
+
+
+async def test_one_that_was_made_ahead_becomes_the_request_s(node: Node) -> None:
+    async with node.machine() as m, keeping(m) as (first, _):
+        before = node.driver.specs[0]
+        assert node.network.slots == {0: False, 1: False}
+        assert {record.state for record in m.journal.read_all()} == {"ready"}
+        policy = EgressPolicy(deny=("9.9.9.9/32",))
+        routes = m.routes.listen()
+        request = request_for("a", sandbox_id=first.sandbox_id, egress=policy, timeout_s=7)
+        state = await create.create(m, request)
+        assert state.sandbox_id == first.sandbox_id == before.sandbox_id
+        assert (state.end_at - state.started_at).total_seconds() == 7
+        assert (await anext(routes)).name == "route"
+        assert (node.network.slots[0], node.network.policies[0]) == (True, policy)
+        record = m.find(first.sandbox_id).record
+        assert (record.slot, record.request) == (0, request)
+        assert record in m.journal.read_all()
+        await until(lambda: len(ahead.ready(m)) == 2)  # another took its place
+        await kill.end_all(m, "killed")
+    assert node.remains() == {}
+
+
+async def test_one_that_has_ended_meanwhile_is_made_from_the_start(node: Node) -> None:
+    async with node.machine() as m:
+        async with keeping(m) as (first, _):
+            ends = m.ends.listen()
+            node.driver.exit(first.sandbox_id)
+            assert (await anext(ends)).name == "unready"
+            state = await create.create(m, request_for("a", sandbox_id=first.sandbox_id))
+            assert state.sandbox_id == first.sandbox_id
+        await kill.end_all(m, "killed")
+    assert node.remains() == {}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"memory_mib": 4096}, {"volume_mounts": (VolumeMount("v" + "a" * 20, "/data"),)}]
+)
+async def test_one_of_another_kind_is_refused_and_stays(
+    node: Node, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(create.volume_requests, "check_mounts", lambda *_: None)
+    async with node.machine() as m:
+        async with keeping(m) as (first, _):
+            with pytest.raises(InvalidArgument, match="made ahead for other requests"):
+                await create.create(m, request_for("a", sandbox_id=first.sandbox_id, **changes))
+            assert first in ahead.ready(m)
+        await kill.end_all(m, "killed")
+
+
+async def test_a_claim_that_fails_leaves_nothing_of_it(node: Node) -> None:
+    async with node.machine() as m:
+        async with keeping(m) as (first, second):
+            node.driver.status = b"500 Oops"
+            with pytest.raises(Internal, match="refused /init"):
+                await create.create(m, request_for("a", sandbox_id=first.sandbox_id))
+            assert first.sandbox_id not in m.live
+            assert second in ahead.ready(m)
+        await kill.end_all(m, "killed")
+    assert node.remains() == {}
+
+
+async def test_one_whose_interpreter_hangs_is_given_up_and_creates_go_on(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "PAUSE_AFTER_FAILURE_S", 1e9)
+    node.driver.status = b"500 Oops"
+    async with node.machine() as m:
+        async with keeping(m, count=0):
+            await until(lambda: bool(node.driver.specs) and not m.live)
+            node.driver.status = b"204 No Content"
+            await create.create(m, request_for("a"))
+            assert ahead.ready(m) == []
+        await kill.end_all(m, "killed")
+    assert node.remains() == {}
+
+
+async def test_too_many_and_those_of_an_unwanted_build_are_ended(node: Node) -> None:
+    async with node.machine() as m, keeping(m):
+        node.clock.elapsed_s += m.config.ahead.keep_s + 1
+        m.demand.changed.set()
+        await until(lambda: not m.live)
+    assert node.remains() == {}
+
+
+async def test_none_is_made_while_a_create_is_under_way(node: Node) -> None:
+    async with node.machine() as m:
+        async with keeping(m):
+            node.driver.go_on.clear()
+            node.driver.starting.clear()
+            making = m.tasks.create_task(create.create(m, request_for("b")))
+            await node.driver.starting.wait()
+            for offer in ahead.ready(m):
+                await kill.end(m, offer.sandbox_id, "killed")
+            m.demand.changed.set()
+            await asyncio.sleep(0)
+            assert [live.record.request.sandbox_id for live in m.live.values()] == [
+                request_for("b").sandbox_id
+            ]
+            node.driver.go_on.set()
+            await making
+            await until(lambda: len(ahead.ready(m)) == 2)
+        await kill.end_all(m, "killed")
+
+
+async def test_none_is_made_on_a_machine_short_of_memory(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_has_memory", lambda *_: False)
+    async with node.machine() as m, keeping(m, count=0):
+        await asyncio.sleep(0)
+        assert node.driver.specs == []
+
+
+async def test_a_restarted_node_ends_those_that_were_ready(node: Node) -> None:
+    async with node.machine(dies=True) as m, keeping(m):
+        pass
+    async with node.machine() as second:
+        assert (await reconcile.reconcile(second)).ended == 2
+        assert node.remains() == {}
