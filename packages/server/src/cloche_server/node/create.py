@@ -80,9 +80,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         if live.record.init is None:
             await assemble(machine, live, template)
         else:
-            live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
-            policy, online = request.egress, request.allow_internet
-            await kill.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
+            await _open(machine, live)
         await _introduce(machine, request, template)
         machine.move(live, "started")
     machine.publish_route(live.record)
@@ -90,6 +88,14 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
     kill.watch(machine, live)
     log.info("sandbox.created", sandbox_id=request.sandbox_id, slot=live.record.slot)
     return live.record.public()
+
+
+async def _open(machine: Machine, live: Live) -> None:
+    """Give a sandbox made ahead the network that its request asks for; it had none."""
+    request = live.record.request
+    live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
+    policy, online = request.egress, request.allow_internet
+    await kill.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
 
 
 @asynccontextmanager

@@ -62,6 +62,10 @@ su user -c 'cd && python3 -c "import matplotlib.font_manager"' >/dev/null
 mkdir -p /root/.cache
 cp -r /home/user/.cache/matplotlib /root/.cache/
 
+# Every command runs in a login shell. Debian's profile starts two programs to say who asks and what is in a folder, which
+# takes longer than the shell itself: 3.9 ms for all, 1.7 without them.
+sed -i -e 's/"$(id -u)"/"${EUID:-$(id -u)}"/' -e 's|\$(run-parts --list --regex .* /etc/profile.d)|/etc/profile.d/*.sh|' /etc/profile
+
 # --- folders and files that the server expects -----------------------------------------------------------------------
 mkdir -p /.cloche /.e2b /code
 chown user:user /code
