@@ -1,6 +1,8 @@
 """The baselines of `cloche bench`: the same work on the same files, with nothing of ours in between.
 
-    crun_true      `crun run` of /bin/true in the template's root    beside create_warm, create_cold
+    crun_true      `crun run` of /bin/true in the template's root    beside creates
+    node_version   `node -v`                                         beside create_and_node
+    nodes_100      a hundred `node -v`, two at a time                beside burst
     python_import  the template's Python imports IPython and pandas  beside first_run_code
     python_pass    the template's Python runs nothing                beside run_code_hot
     bash_echo      `bash -l -c 'echo 1'`                             beside exec_echo
@@ -17,6 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
+NODES = """
+from concurrent.futures import ThreadPoolExecutor
+from subprocess import check_output
+with ThreadPoolExecutor(2) as two:
+    list(two.map(lambda _: check_output(["node", "-v"]), range(100)))
+"""
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -54,6 +62,8 @@ def main() -> None:
             "python_import": [*inside, "python3", "-B", "-c", "import IPython.core.interactiveshell, pandas"],
             "python_pass": [*inside, "python3", "-B", "-c", "pass"],
             "bash_echo": [*inside, "bash", "-l", "-c", "echo 1"],
+            "node_version": [*inside, "node", "-v"],
+            "nodes_100": [*inside, "python3", "-B", "-c", NODES],
         }
         for line in sys.stdin:
             began = time.perf_counter()

@@ -47,10 +47,8 @@ class Sandbox:
     """Memory it may use; 0: nobody has said."""
     activity: Activity = field(default_factory=Activity)
     """What has happened in it."""
-    bound: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by the first `/init`: from here on the sandbox is somebody's."""
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by `/prepare` or `/init`: an environment is known, and Python is wanted."""
+    """Set by `/prepare`: Python is wanted before any request asks for it."""
     prepared: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first context of Python is ready, or cannot be."""
     imports: tuple[str, ...] = ()
@@ -76,6 +74,7 @@ class Sandbox:
         user, workdir = _text(settings, "defaultUser"), _text(settings, "defaultWorkdir")
         sandbox_id, template_id = _text(settings, "sandboxId"), _text(settings, "templateId")
         cpu_count, memory_mib = _count(settings, "cpuCount"), _count(settings, "memoryMib")
+        is_first = self.token is None
         self.token = token or self.token
         self.cpu_count = cpu_count or self.cpu_count
         self.memory_bytes = memory_mib << 20 or self.memory_bytes
@@ -86,10 +85,8 @@ class Sandbox:
         if variables is not None or not self.env:
             identity = {"E2B_SANDBOX_ID": self.sandbox_id, "E2B_TEMPLATE_ID": self.template_id}
             self.env = {"E2B_SANDBOX": "true", **identity, **(variables or {})}
-        if not self.bound.is_set():
+        if is_first:
             self.activity.note("info", "sandbox", "sandbox started")
-        self.bound.set()
-        self.wanted.set()
 
     def prepare(self, settings: dict[str, object]) -> None:
         """Take over what is known before the sandbox is anybody's.

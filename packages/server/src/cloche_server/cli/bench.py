@@ -81,6 +81,8 @@ def _run(workers: Workers, chosen: list[Measure], samples: int) -> list[Figure]:
                 baselines[where] = stack.enter_context(start())
         for turn in range(WARM_UPS + samples):
             for measure, figure in zip(chosen, figures, strict=True):
+                if turn % measure.every:
+                    continue
                 _sample(measure, figure, hot, workers)
                 baselines[measure.where].measure(measure.baseline, figure.baseline_samples)
             if turn == WARM_UPS - 1:

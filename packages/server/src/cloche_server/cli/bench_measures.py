@@ -29,6 +29,7 @@ class Measure(NamedTuple):
         where: Who does that one.
         megabytes: What one act moves; 0 where only the time counts.
         new_client: Whether each sample takes a new client process.
+        every: In one of how many rounds it is measured: acts that take seconds.
     """
 
     name: str
@@ -36,14 +37,19 @@ class Measure(NamedTuple):
     where: Where = Where.MACHINE
     megabytes: float = 0.0
     new_client: bool = False
+    every: int = 1
 
 
+_RARELY, _SELDOM = 3, 10
 MEASURES = (
     Measure("create_warm", "crun_true"),
-    Measure("create_cold", "crun_true", new_client=True),
+    Measure("create_new_client", "crun_true", new_client=True),
+    Measure("create_cold", "crun_true", every=_RARELY),
     Measure("first_run_code", "python_import"),
     Measure("run_code_hot", "python_pass"),
     Measure("exec_echo", "bash_echo"),
+    Measure("create_and_node", "node_version"),
+    Measure("burst", "nodes_100", every=_SELDOM),
     Measure("upload_100mb", "upload_100mb", Where.STUB, DATA_MB),
     Measure("download_100mb", "download_100mb", Where.STUB, DATA_MB),
     Measure("download_whole", "download_whole", Where.STUB, DATA_MB),

@@ -107,6 +107,7 @@ class Workers:
         self._env |= {
             "E2B_MAX_CONNECTIONS": _CONNECTIONS,
             "CLOCHE_AGENTS": str(config.run_dir / "agents"),
+            "CLOCHE_MOST_AHEAD": str(config.ahead.most),
         }
 
     def official(self) -> Worker:

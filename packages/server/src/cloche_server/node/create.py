@@ -79,9 +79,9 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
     async with making(machine, live):
         if live.record.init is None:
             await assemble(machine, live, template)
+            await _introduce(machine, request, template)
         else:
-            await _open(machine, live)
-        await _introduce(machine, request, template)
+            await _hand_over(machine, live, template)
         machine.move(live, "started")
     machine.publish_route(live.record)
     machine.deadlines_changed.set()
@@ -90,12 +90,22 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
     return live.record.public()
 
 
-async def _open(machine: Machine, live: Live) -> None:
-    """Give a sandbox made ahead the network that its request asks for; it had none."""
+async def _hand_over(machine: Machine, live: Live, template: Template) -> None:
+    """Give a sandbox made ahead its token, and the network that its request asks for; it had neither.
+
+    Both at once: until the policy holds it has no network, and until the route is published nobody has a way
+    to use the token.
+    """
     request = live.record.request
     live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
     policy, online = request.egress, request.allow_internet
-    await kill.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
+    change = kill.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
+    try:
+        async with asyncio.TaskGroup() as steps:
+            steps.create_task(change)
+            steps.create_task(_introduce(machine, request, template))
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
 
 
 @asynccontextmanager

@@ -82,9 +82,9 @@ class Network:
         """
         try:
             with _netlink() as netlink:
-                index = netlink.link_lookup(ifname=self._block.interface(slot))[0]
-                netlink.link("set", index=index, group=ONLINE_GROUP if online else OFFLINE_GROUP)
-        except (OSError, NetlinkError, IndexError) as error:
+                group = ONLINE_GROUP if online else OFFLINE_GROUP
+                netlink.link("set", ifname=self._block.interface(slot), group=group)
+        except (OSError, NetlinkError) as error:
             raise Unavailable(f"cannot change the network of slot {slot}: {error}") from error
 
     def _load_policy(self, slot: int, policy: EgressPolicy) -> None:
