@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from tests.unit.node.conftest import Node, request_for
 
-from cloche_server.config import Ahead
+from cloche_server.config import Ahead, Limits
 from cloche_server.node import ahead, create, kill, reconcile
 from cloche_server.node.demand import RECENT_S, Demand, Need
 from cloche_server.node.machine import Machine
@@ -126,10 +127,7 @@ async def test_a_claim_that_fails_leaves_nothing_of_it(node: Node) -> None:
     assert node.remains() == {}
 
 
-async def test_one_whose_interpreter_hangs_is_given_up_and_creates_go_on(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ahead, "PAUSE_AFTER_FAILURE_S", 1e9)
+async def test_one_that_fails_is_tried_again_after_pauses_that_double_and_creates_go_on(node: Node) -> None:
     node.driver.status = b"500 Oops"
     async with node.machine() as m:
         async with keeping(m, count=0):
@@ -137,8 +135,23 @@ async def test_one_whose_interpreter_hangs_is_given_up_and_creates_go_on(
             node.driver.status = b"204 No Content"
             await create.create(m, request_for("a"))
             assert ahead.ready(m) == []
+            node.driver.status = b"500 Oops"
+            for pause_s in (ahead.FIRST_PAUSE_S, 2 * ahead.FIRST_PAUSE_S):
+                tried = len(node.driver.specs)
+                node.clock.elapsed_s += pause_s - 1
+                await _looked(m)
+                assert len(node.driver.specs) == tried
+                node.clock.elapsed_s += 2
+                await _looked(m)
+                await until(lambda tried=tried: len(node.driver.specs) == tried + 1 and len(m.live) == 1)
         await kill.end_all(m, "killed")
     assert node.remains() == {}
+
+
+async def _looked(m: Machine) -> None:
+    """Have the keeper look, and return when it has."""
+    m.demand.changed.set()
+    await until(lambda: not m.demand.changed.is_set())
 
 
 async def test_too_many_and_those_of_an_unwanted_build_are_ended(node: Node) -> None:
@@ -174,6 +187,15 @@ async def test_none_is_made_on_a_machine_short_of_memory(node: Node, monkeypatch
     async with node.machine() as m, keeping(m, count=0):
         await asyncio.sleep(0)
         assert node.driver.specs == []
+
+
+async def test_none_is_made_in_the_last_slots(node: Node) -> None:
+    async with node.machine() as m:
+        m.config = msgspec.structs.replace(m.config, limits=Limits(max_sandboxes=1))
+        async with keeping(m, count=1):
+            await _looked(m)
+            assert len(m.live) == 1
+        await kill.end_all(m, "killed")
 
 
 async def test_a_restarted_node_ends_those_that_were_ready(node: Node) -> None:

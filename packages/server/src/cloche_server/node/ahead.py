@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -24,24 +25,39 @@ from cloche_wire.errors import ClocheError
 
 LOOK_AGAIN_S = 10.0
 """Without any event: what is not wanted any more goes, what failed is tried again."""
-PAUSE_AFTER_FAILURE_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 3600.0
+"""After a failure, doubled by each further one: a template whose imports hang costs a core for a minute."""
 
 log = structlog.get_logger()
+
+
+class _Pause(NamedTuple):
+    """How long nothing of a kind is made, after a failure."""
+
+    until_boot_s: float
+    length_s: float
+
+    @classmethod
+    def after(cls, earlier: _Pause | None, now: float) -> _Pause:
+        """One that begins now."""
+        length_s = min(2 * earlier.length_s, LONGEST_PAUSE_S) if earlier else FIRST_PAUSE_S
+        return cls(now + length_s, length_s)
 
 
 async def run(machine: Machine) -> None:
     """Make and end sandboxes as the demand asks, until cancelled."""
     demand = machine.demand
-    not_before: dict[Need, float] = {}
+    pauses: dict[Need, _Pause] = {}
     while True:
         demand.changed.clear()
         wanted = demand.wanted(machine.clock.boot_s())
         await _end_surplus(machine, wanted)
-        need = _missing(machine, wanted, not_before)
-        if need is not None and not await _make(machine, need):
-            not_before[need] = machine.clock.boot_s() + PAUSE_AFTER_FAILURE_S
-        elif need is not None:
+        need = _missing(machine, wanted, pauses)
+        if need is not None and await _make(machine, need):
+            pauses.pop(need, None)
             continue
+        if need is not None:
+            pauses[need] = _Pause.after(pauses.get(need), machine.clock.boot_s())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_AGAIN_S):
                 await demand.changed.wait()
@@ -65,16 +81,17 @@ async def _end_surplus(machine: Machine, wanted: dict[Need, int]) -> None:
             await kill.end(machine, live.record.request.sandbox_id, "killed")
 
 
-def _missing(machine: Machine, wanted: dict[Need, int], not_before: dict[Need, float]) -> Need | None:
+def _missing(machine: Machine, wanted: dict[Need, int], pauses: dict[Need, _Pause]) -> Need | None:
     """The kind to make one of now; None where none is missing, or it is not the time."""
     alive = machine.live.values()
+    if len(alive) >= machine.config.limits.max_sandboxes:
+        return None  # what is left of the slots is for those who ask
     if machine.draining or any(live.record.state == "creating" for live in alive):
         return None  # woken when that create is over
     there = Counter(Need.of(live.record.request) for live in alive if live.record.state == "ready")
     now = machine.clock.boot_s()
-    missing = [
-        need for need, count in wanted.items() if there[need] < count and now >= not_before.get(need, now)
-    ]
+    paused = {need for need, pause in pauses.items() if now < pause.until_boot_s}
+    missing = [need for need, count in wanted.items() if there[need] < count and need not in paused]
     if not missing or not _has_memory(missing[0], machine.config.ahead.memory_reserve_pct):
         return None
     return missing[0]
@@ -95,6 +112,8 @@ async def _make(machine: Machine, need: Need) -> bool:
 
 
 async def _make_one(machine: Machine, need: Need) -> bool:
+    if machine.draining:
+        return False  # since the keeper looked
     request = CreateSandbox(
         new_sandbox_id(), "", "", need.build_id, 0, "",
         cpu_count=need.cpu_count, memory_mib=need.memory_mib, allow_internet=False,
