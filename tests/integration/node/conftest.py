@@ -20,7 +20,7 @@ from tests.support import block, capabilities
 from tests.support.waiting import until
 
 from cloche_server import link
-from cloche_server.config import Config, Egress
+from cloche_server.config import Ahead, Config, Egress
 from cloche_server.ids import new_access_token, new_sandbox_id
 from cloche_server.isolation import syscalls
 from cloche_server.node import messages, runtime_tree
@@ -41,6 +41,7 @@ class NodeProcess:
             state=str(state),
             templates=str(capabilities.templates_folder()),
             egress=Egress(resolvers=(RESOLVER,)),
+            ahead=Ahead(most=0),  # tests count what is there
         )
         self.log = state / "node.log"
         self._armed = state / "armed"

@@ -40,7 +40,7 @@ async def test_killing_twice_is_not_found(node: NodeProcess) -> None:
 async def test_kills_at_the_same_time_end_it_once(node: NodeProcess) -> None:
     """One event goes out, whoever was first."""
     sandbox_id = await node.create()
-    events = link.subscribe(node.config.node_socket, "watch", dict)
+    events = link.subscribe(node.config.node_socket, "watch", list)
     await anext(events)
 
     async def kill() -> bool:
@@ -76,7 +76,7 @@ async def test_twenty_creates_at_once_make_twenty(node: NodeProcess) -> None:
 
 async def test_time_out_ends_it_and_is_told(node: NodeProcess) -> None:
     """A sandbox ends at its deadline without anybody asking."""
-    events = link.subscribe(node.config.node_socket, "watch", dict)
+    events = link.subscribe(node.config.node_socket, "watch", list)
     await anext(events)
     sandbox_id = await node.create()
     await node.call("set_timeout", messages.SetTimeout(sandbox_id, 0), messages.SandboxState)
@@ -88,7 +88,7 @@ async def test_time_out_ends_it_and_is_told(node: NodeProcess) -> None:
 
 async def test_end_of_the_init_is_the_end_of_the_sandbox(node: NodeProcess) -> None:
     """An agent that dies takes its sandbox with it, and the api is told."""
-    events = link.subscribe(node.config.node_socket, "watch", dict)
+    events = link.subscribe(node.config.node_socket, "watch", list)
     await anext(events)
     sandbox_id = await node.create()
     os.kill(node.init(sandbox_id), signal.SIGKILL)

@@ -189,6 +189,22 @@ async def test_none_is_made_on_a_machine_short_of_memory(node: Node, monkeypatch
         assert node.driver.specs == []
 
 
+async def test_a_node_that_dies_in_a_claim_leaves_nothing_of_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async with node.machine(dies=True) as m, keeping(m) as (first, _):
+        monkeypatch.setattr(create, "_hand_over", dies)
+        with pytest.raises(asyncio.CancelledError):
+            await create.create(m, request_for("a", sandbox_id=first.sandbox_id))
+    async with node.machine() as second:
+        await reconcile.reconcile(second)
+        assert node.remains() == {}
+        assert second.slots.taken == frozenset()
+
+
 async def test_none_is_made_in_the_last_slots(node: Node) -> None:
     async with node.machine() as m:
         m.config = msgspec.structs.replace(m.config, limits=Limits(max_sandboxes=1))
