@@ -12,6 +12,7 @@ network namespace, the listeners.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -90,7 +91,9 @@ def _child(packet: bytes, descriptors: list[int]) -> None:
         answer = {"bad_path": str(error)}
     except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
         answer = {"error": str(error)}
-    os.write(answer_pipe, json.dumps(answer).encode())
+    # Nobody reads it any more when the node was killed meanwhile: its next start ends what stands there.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(answer_pipe, json.dumps(answer).encode())
     os._exit(0)
 
 
