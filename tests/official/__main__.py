@@ -31,7 +31,7 @@ def main() -> int:
     template = FULL_TEMPLATE if capabilities.missing(FULL_TEMPLATE) is None else DEFAULT_TEMPLATE
     if template == DEFAULT_TEMPLATE:
         print(f"note: no template {FULL_TEMPLATE}: the interpreter's suites run on {DEFAULT_TEMPLATE}")
-    server = Server(scratch / "s").start()
+    server = Server(scratch / "s", ahead=8).start()  # as it runs by itself
     figures: list[tuple[Suite, Figures]] = []
     problems: list[str] = []
     seen: dict[str, list[Verdict]] = {}
