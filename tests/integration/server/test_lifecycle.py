@@ -89,3 +89,11 @@ def test_one_idempotency_key_makes_one_sandbox(server: Server) -> None:
     assert first.status_code == 201
     assert first.json()["sandboxID"] == second.json()["sandboxID"]
     assert server.request("DELETE", f"/sandboxes/{first.json()['sandboxID']}").status_code == 204
+
+
+def test_a_login_shell_of_the_default_template_starts_no_program(sandboxes: MakeSandbox) -> None:
+    """Every command runs in one, so each that it starts would cost every command a millisecond."""
+    sandbox = sandboxes()
+    shells = run(sandbox, "exec bash -c 'for i in 1 2 3 4; do bash -l -c \"echo \\$\\$\"; done'").out.split()
+    first = int(shells[0])
+    assert [int(pid) for pid in shells] == [first, first + 1, first + 2, first + 3]
