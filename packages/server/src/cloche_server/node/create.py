@@ -161,11 +161,10 @@ async def _made_ahead(machine: Machine, request: CreateSandbox) -> Live | None:
 
 def _claim(machine: Machine, live: Live, request: CreateSandbox) -> None:
     """From here on it is the request's, and is ended when the rest of the create fails."""
-    fresh = _timed(machine, request)
-    record = live.record
+    before = live.record
     live.builder = asyncio.current_task()
     live.record = msgspec.structs.replace(
-        fresh, slot=record.slot, init=record.init, state=next_state(record.state, "claimed")
+        _record(machine, request, before.slot), init=before.init, state=next_state(before.state, "claimed")
     )
 
 
@@ -189,15 +188,15 @@ def first_record(machine: Machine, request: CreateSandbox) -> Record:
     Raises:
         ResourceExhausted: All are taken.
     """
-    return msgspec.structs.replace(_timed(machine, request), slot=machine.slots.take())
+    return _record(machine, request, machine.slots.take())
 
 
-def _timed(machine: Machine, request: CreateSandbox) -> Record:
+def _record(machine: Machine, request: CreateSandbox, slot: int) -> Record:
     now = machine.clock.now()
     return Record(
         request=request,
         state="creating",
-        slot=-1,
+        slot=slot,
         started_at=now,
         end_at=now + timedelta(seconds=request.timeout_s),
         deadline_boot_s=machine.clock.boot_s() + request.timeout_s,

@@ -111,7 +111,7 @@ class Kernel:
         self._shell: KernelShell = make_shell(self._outbox, self._interrupts)
 
     def prepare(self, imports: Optional[list[str]]) -> None:
-        """Where nobody waits yet, pay now for these modules and for what the first cells import."""
+        """Begin to send; where nobody waits yet, pay now for these modules and what first cells import."""
         self._outbox.start()
         if imports is None:
             return
@@ -128,8 +128,8 @@ class Kernel:
         try:
             if not self._is_warm:
                 self._shell.warm_up()
-            if not self._is_warm and not select.select([self._socket], [], [], _IDLE_S)[0]:
-                self._shell.warm_up_tracebacks()
+                if not select.select([self._socket], [], [], _IDLE_S)[0]:
+                    self._shell.warm_up_tracebacks()
             while (request := frames.receive(self._socket)) is not None:
                 self._execute(request)
         finally:
