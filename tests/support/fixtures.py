@@ -11,9 +11,7 @@ from cloche import Sandbox
 from tests.support import census
 from tests.support.server import Server
 
-NEEDS_A_SERVER = pytest.mark.needs(
-    "root", "userns", "overlay", "idmap", "crun", "nft", "cgroup", "uv", "template"
-)
+NEEDS_A_SERVER = pytest.mark.needs("root", "userns", "overlay", "idmap", "nft", "cgroup", "uv", "template")
 STATES: set[Path] = set()
 """State folders of the servers of this session, so that the census looks into them."""
 

@@ -15,7 +15,7 @@ from tests.support.block import await_nothing
 
 from cloche_server.ids import new_sandbox_id
 from cloche_server.isolation import syscalls
-from cloche_server.isolation.base import Driver, ProcessIdentity, ResourceLimits, SandboxSpec
+from cloche_server.isolation.base import Driver, ProcessIdentity, Program, ResourceLimits, SandboxSpec
 from cloche_server.isolation.container.driver import ContainerDriver
 from cloche_server.isolation.fake import FakeDriver
 from cloche_server.node import runtime_tree
@@ -24,7 +24,7 @@ from cloche_server.node.slots import Block, BlockProbe, claim_block
 
 NEEDS_CONTAINERS = pytest.mark.needs("root", "userns", "overlay", "idmap", "cgroup", "crun")
 
-_PROGRAM = """
+PROGRAM = """
 import errno, json, os, signal, socket, sys, time
 listener = socket.socket(fileno=3)
 while True:
@@ -45,7 +45,7 @@ while True:
 
 
 class MakeDriver(Protocol):
-    def __call__(self) -> Driver: ...
+    def __call__(self, program: Program | None = None) -> Driver: ...
 
 
 class Started(NamedTuple):
@@ -111,7 +111,7 @@ class Workshop:
             "limits": ResourceLimits(cpu_count=1, memory_mib=256, pids=64),
             "network_namespace": namespace,
             "listeners": tuple(listeners),
-            "argv": (*self.tree.python(), "-c", _PROGRAM),
+            "argv": (*self.tree.python(), "-c", PROGRAM),
             "env": {"PATH": "/usr/bin:/bin", "NAME": "value"},
             "etc_files": {"hosts": "127.0.0.1 localhost\n", "hostname": f"{sandbox_id}\n"},
         }
@@ -166,7 +166,7 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Block]:
 
 @pytest.fixture
 async def fake(folder: Path, tree: RuntimeTree) -> Any:
-    workshop = Workshop(FakeDriver(), FakeDriver, folder, tree, 0)
+    workshop = Workshop(FakeDriver(), lambda program=None: FakeDriver(), folder, tree, 0)
     yield workshop
     await workshop.close()
     assert workshop.driver.leftovers() == set()
@@ -176,9 +176,9 @@ async def fake(folder: Path, tree: RuntimeTree) -> Any:
 async def container(folder: Path, tree: RuntimeTree, block: Block) -> Any:
     opened: list[ContainerDriver] = []
 
-    def make() -> ContainerDriver:
+    def make(program: Program | None = None) -> ContainerDriver:
         driver = ContainerDriver(block.number)
-        driver.prepare()
+        driver.prepare(program)
         opened.append(driver)
         return driver
 

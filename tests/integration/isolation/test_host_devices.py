@@ -17,7 +17,7 @@ def owners() -> dict[str, tuple[int, int]]:
 
 
 async def test_no_device_of_the_host_changes_hands_when_a_sandbox_starts(container: Workshop) -> None:
-    """crun gives its standard streams to the sandbox's root: the host's device is none of them."""
+    """Whatever its standard streams are: the host's device is not given away for one."""
     before = owners()
     assert before["null"][0] == 0
     await container.start()

@@ -27,7 +27,7 @@ from cloche_server.node import messages, runtime_tree
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_wire.errors import Unavailable
 
-NEEDS_A_NODE = pytest.mark.needs("root", "userns", "overlay", "idmap", "cgroup", "crun", "nft", "template")
+NEEDS_A_NODE = pytest.mark.needs("root", "userns", "overlay", "idmap", "cgroup", "nft", "template")
 RESOLVER = "127.0.0.99"
 
 

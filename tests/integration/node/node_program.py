@@ -17,6 +17,7 @@ import msgspec
 
 from cloche_server.config import Config
 from cloche_server.isolation import loop_image
+from cloche_server.isolation.container import driver
 from cloche_server.isolation.container.driver import ContainerDriver
 from cloche_server.node import agent_link, create, runtime_tree, service
 from cloche_server.node.journal import Journal
@@ -31,7 +32,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "network.create": (Network, "create"),
     "network.remove": (Network, "remove"),
     "listen": (create, "_listen"),
-    "bundle": (ContainerDriver, "_write_bundle"),
+    "layer": (driver, "_write_layer"),
     "start": (ContainerDriver, "start"),
     "initialize": (agent_link, "initialize"),
     "destroy": (ContainerDriver, "destroy"),

@@ -13,7 +13,7 @@ from cloche_wire.errors import Unavailable
 pytestmark = [pytest.mark.anyio, NEEDS_A_NODE]
 
 CREATE_POINTS = (
-    "journal.write:1", "network.create:1", "listen:1", "bundle:1", "start:1", "journal.write:2",
+    "journal.write:1", "network.create:1", "listen:1", "layer:1", "start:1", "journal.write:2",
     "initialize:1",
 )  # fmt: skip
 KILL_POINTS = (

@@ -46,7 +46,7 @@ async def test_a_volume_is_made_in_full_or_not_at_all(own_node: NodeProcess, poi
         await own_node.end(await own_node.create(volume_mounts=mounts_of(made)))
 
 
-@pytest.mark.parametrize("point", ["volume.mount:1", "bundle:1", "start:1"])
+@pytest.mark.parametrize("point", ["volume.mount:1", "layer:1", "start:1"])
 async def test_a_create_that_was_cut_off_holds_no_volume(own_node: NodeProcess, point: str) -> None:
     """Whatever had been mounted goes, and the volume can be removed."""
     made = order()

@@ -116,12 +116,12 @@ def test_start_elsewhere_than_on_linux_says_so(monkeypatch: pytest.MonkeyPatch, 
         prepare.check_machine(Config(state=str(tmp_path)))
 
 
-def test_start_without_crun_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_start_without_nft_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(prepare.shutil, "which", lambda name: None if name == "crun" else name)
-    with pytest.raises(Unavailable, match="not installed: crun") as caught:
+    monkeypatch.setattr(prepare.shutil, "which", lambda name: None if name == "nft" else name)
+    with pytest.raises(Unavailable, match="not installed: nft") as caught:
         prepare.check_machine(Config(state=str(tmp_path)))
-    assert caught.value.hint == "apt-get install crun"
+    assert caught.value.hint == "apt-get install nftables"
 
 
 def test_start_on_a_full_disk_says_so_and_makes_nothing(

@@ -61,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     os.umask(0o022)
     if os.getpid() == 1:
-        _leave_standard_streams()
         # SAFETY: the token lies in this memory; nothing in the sandbox may trace it or read it through /proc.
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     keep_freed_memory()
@@ -95,14 +94,6 @@ def _raise_file_limit() -> None:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _leave_standard_streams() -> None:
-    """Put the sandbox's own null device in the place of the pipes we were started with: nobody reads them."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for number in range(3):
-        os.dup2(null, number, inheritable=True)
-    os.close(null)
 
 
 def _parse(arguments: Sequence[str]) -> _Options:

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 _OOM_SCORE_ADJ = b"500"
 """Children die of memory shortage before the agent does."""
 
-_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""The limit that programs get: ours as we found it, before the agent raised its own."""
+_OPEN_FILES = 1024
+"""What programs may open at first, as everywhere: select(2) cannot use more. The agent raises its own."""
 
 _unreaped: set[int] = set()
 """Pids that `spawn` returned and no `Reaper` has collected. Module state, as the processes of this process
@@ -123,7 +123,8 @@ def _become(request: SpawnRequest, null: int, report: int) -> NoReturn:
         if request.controlling_tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _be_first_victim()
-        resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, hard), hard))
         os.umask(0o022)
         stage = "user"
         _take_ids(request)

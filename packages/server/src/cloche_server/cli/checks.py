@@ -24,7 +24,7 @@ _CONNECT_TIMEOUT_S = 3
 _LEAST_PYTHON = (3, 11)
 
 _VOLUMES = "volumes"
-CONTAINER = ("linux", "root", "crun", "nft", *(name for name in probes.PROBES if name != _VOLUMES))
+CONTAINER = ("linux", "root", "nft", *(name for name in probes.PROBES if name != _VOLUMES))
 """What the `container` driver cannot do without."""
 
 _HINTS = {
@@ -34,7 +34,7 @@ _HINTS = {
     "cgroup_controllers": "mount cgroup v2 at /sys/fs/cgroup, or the v1 controllers",
     "veth": "load the kernel module: modprobe veth",
     "nft_nat": "load the kernel modules: modprobe nft_masq nft_chain_nat",
-    "seccomp": "needs a kernel with CONFIG_SECCOMP_FILTER",
+    "seccomp": "apt-get install libseccomp2; needs a kernel with CONFIG_SECCOMP_FILTER",
     _VOLUMES: "modprobe loop; apt-get install e2fsprogs; or volumes without limits: volumes.quota = 'none'",
 }
 
@@ -128,7 +128,6 @@ _CHECKS: dict[str, Callable[[Config], _Finding]] = {
     "linux": _linux,
     "root": _root,
     "python": _python,
-    "crun": _program("crun", "crun", "--version"),
     "nft": _program("nft", "nftables", "--version"),
     "mmdebstrap": _program("mmdebstrap", "mmdebstrap", "--version"),
 }

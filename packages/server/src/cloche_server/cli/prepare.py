@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 NEEDED_BYTES = 512 * 1024**2
 """Free space that a start asks for: runtime tree, database, logs, and something for the first sandboxes."""
 
-_TOOLS = {"crun": "crun", "nft": "nftables"}
-"""Programs that the `container` driver and its network run, and the Debian packages they come in."""
+_TOOLS = {"nft": "nftables"}
+"""Programs that the `container` driver's network runs, and the Debian packages they come in."""
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
 _ISOLATION_FILE = "isolation"
 _DRIVERS = ("container",)

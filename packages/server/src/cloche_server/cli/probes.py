@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cloche_server.isolation import cgroups, loop_image, syscalls
+from cloche_server.isolation.container import call_filter
+from cloche_server.isolation.container import seccomp as seccomp_profile
 
 _PROBE_ID = 0x1000_0000
 _IDS = 65_536
@@ -75,11 +77,14 @@ def nft_nat() -> str:
 
 
 def seccomp() -> str:
-    """Find seccomp filters."""
+    """Find seccomp filters, and make the sandboxes' one."""
     actions = Path("/proc/sys/kernel/seccomp/actions_avail").read_text().split()
     if "errno" not in actions:
         raise OSError("no filters in this kernel")
-    return "filters"
+    instructions = (
+        len(call_filter.compile_profile(seccomp_profile.profile())) // call_filter.INSTRUCTION_BYTES
+    )
+    return f"filters; {instructions} instructions"
 
 
 def volumes() -> str:

@@ -49,6 +49,23 @@ class SharedMount(NamedTuple):
     """Absolute and normal, and none lies inside another; the driver makes the folder where it is missing."""
 
 
+class Program(NamedTuple):
+    """A Python program that many sandboxes run; a driver may have it imported before one needs it."""
+
+    argv: tuple[str, ...]
+    """The command that starts it inside, without its arguments: `SandboxSpec.argv` begins with it."""
+    module: str
+    """Has `main(arguments) -> exit code`, which is the same as running the command."""
+    here: tuple[str, ...]
+    """Where its modules are found on this machine."""
+    inside: tuple[str, ...]
+    """Where all that it may ever import is found in a sandbox."""
+    moved: dict[str, str]
+    """Folders of this machine that a sandbox shows at another place."""
+    title: str
+    """What a list of processes shows for it."""
+
+
 class SandboxSpec(msgspec.Struct, frozen=True):
     """Everything a driver needs to start one sandbox; made by the node, never by a tenant."""
 
@@ -103,8 +120,10 @@ class Driver(Protocol):
         """What this driver can do. Never blocks."""
         ...
 
-    def prepare(self) -> None:
+    def prepare(self, program: Program | None = None) -> None:
         """Make the machine ready, once per start of the node.
+
+        `program` is what most sandboxes will run: to start it may then cost less, and is the same otherwise.
 
         Raises:
             Unavailable: The machine lacks what this driver needs; the message names it, the hint says what

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cloche_server.isolation import identity
-from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
+from cloche_server.isolation.base import Capabilities, ProcessIdentity, Program, SandboxSpec, Usage
 from cloche_wire.errors import Internal
 
 _MOUNT_POINT = "/.cloche"
@@ -29,7 +29,7 @@ class FakeDriver:
         """See `Driver.capabilities`."""
         return Capabilities(name="fake", shares_host_kernel=True)
 
-    def prepare(self) -> None:
+    def prepare(self, program: Program | None = None) -> None:
         """See `Driver.prepare`; nothing is needed."""
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:

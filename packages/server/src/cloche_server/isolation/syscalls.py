@@ -15,8 +15,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWIPC = 0x0800_0000
 CLONE_NEWUSER = 0x1000_0000
+CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -25,14 +28,20 @@ MS_REMOUNT = 0x20
 MNT_DETACH = 2
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
+PR_CAP_AMBIENT = 47
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 1, 2, 4
 RESOLVE_BENEATH, RESOLVE_IN_ROOT = 8, 16
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, 0x80000
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 _MOUNT_ATTR_IDMAP = 0x0010_0000
@@ -43,6 +52,11 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428,
 _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 437, 442
 
 _OPEN_ATTEMPTS = 128
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_SECCOMP_MODE_FILTER = 2
+_INSTRUCTION_BYTES = 8
+_LAST_DESCRIPTOR = (1 << 31) - 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,6 +70,18 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _CapabilityHeader(ctypes.Structure):
+    """`cap_user_header_t` of capset(2)."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _FilterProgram(ctypes.Structure):
+    """`struct sock_fprog` of seccomp(2)."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 class _OpenHow(ctypes.Structure):
@@ -125,10 +151,17 @@ def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
         os.close(tree)
 
 
-def clone_mount(source: str) -> int:
-    """Return a descriptor of a mount of `source` that stands nowhere, and goes with the descriptor."""
-    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
-    return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, source.encode(), flags), f"open_tree {source}")
+def clone_mount(source: str, folder: int = _AT_FDCWD, *, recursive: bool = False) -> int:
+    """Return a descriptor of a mount of `source` that stands nowhere, and goes with the descriptor.
+
+    Args:
+        source: A path, below `folder` where it is relative; the empty one is `folder` itself.
+        folder: Descriptor of a folder.
+        recursive: Take what is mounted below along.
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    flags |= 0 if source else _AT_EMPTY_PATH
+    return _check(_libc.syscall(_SYS_OPEN_TREE, folder, source.encode(), flags), f"open_tree {source}")
 
 
 def map_ids(mount: int, user_namespace: int, attributes: int) -> None:
@@ -137,7 +170,15 @@ def map_ids(mount: int, user_namespace: int, attributes: int) -> None:
     Requires: the mount stands nowhere yet and never stood anywhere (mount_setattr(2)).
     """
     # SAFETY: the mount is detached until every attribute is set, so nobody ever sees it without them.
-    value = _MountAttr(_MOUNT_ATTR_IDMAP | attributes, 0, 0, user_namespace)
+    _set_attributes(mount, _MountAttr(_MOUNT_ATTR_IDMAP | attributes, 0, 0, user_namespace))
+
+
+def add_attributes(mount: int, attributes: int) -> None:
+    """Set attributes of a detached mount beside those that it has (mount_setattr(2))."""
+    _set_attributes(mount, _MountAttr(attributes, 0, 0, 0))
+
+
+def _set_attributes(mount: int, value: _MountAttr) -> None:
     size = ctypes.sizeof(value)
     _check(
         _libc.syscall(_SYS_MOUNT_SETATTR, mount, b"", _AT_EMPTY_PATH, ctypes.byref(value), size),
@@ -146,7 +187,7 @@ def map_ids(mount: int, user_namespace: int, attributes: int) -> None:
 
 
 def attach_mount(mount: int, target: int) -> None:
-    """Put a detached mount over the folder behind the descriptor `target`: no path is followed."""
+    """Put a detached mount over the folder or file behind the descriptor `target`: no path is followed."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     _check(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", target, b"", flags), "move_mount")
 
@@ -158,7 +199,7 @@ def mount_file_system(kind: str, source: str, options: dict[str, str | None], at
 
     Args:
         kind: As in /proc/filesystems.
-        source: The block device.
+        source: The block device; the table shows it, whatever it is.
         options: Of the file system, by name; None for those without a value.
         attributes: MOUNT_ATTR_*.
 
@@ -189,6 +230,69 @@ def openat2(folder: int, path: bytes, flags: int, resolve: int, mode: int = 0) -
         if result >= 0 or ctypes.get_errno() != errno.EAGAIN:
             break
     return _check(result, "openat2")
+
+
+def change_root(root: int) -> None:
+    """Make the mount behind a descriptor the root, and let go of all that stood there (pivot_root(2)).
+
+    Requires: a mount namespace of the calling process alone, in which `root` is mounted.
+    """
+    os.fchdir(root)
+    # SAFETY: both names are the new root, so the old one is stacked over it and goes with the unmount; no
+    # path inside is read.
+    _check(_libc.pivot_root(b".", b"."), "pivot_root")
+    unmount(".", MNT_DETACH)
+    os.chdir("/")
+
+
+def limit_capabilities(kept: frozenset[int]) -> None:
+    """Leave the calling process, and all that it will ever run, these capabilities: in effect and permitted.
+
+    None stays inheritable or ambient, and the bounding set holds no other (capabilities(7)).
+    """
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    for number in set(range(last + 1)) - kept:
+        prctl(PR_CAPBSET_DROP, number)
+    prctl(PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    mask = sum(1 << number for number in kept)
+    low, high = mask & 0xFFFF_FFFF, mask >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(ctypes.byref(header), data), "capset")
+
+
+def load_filter(program: bytes) -> None:
+    """Have every later system call of this process and its children pass a filter (seccomp(2)).
+
+    Requires: CAP_SYS_ADMIN in the process's user namespace; no new privileges are still possible after it.
+    """
+    value = _FilterProgram(len(program) // _INSTRUCTION_BYTES, program)
+    _check(
+        _libc.prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(value), 0, 0), "load the call filter"
+    )
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Close every descriptor that is not named."""
+    first = 0
+    for number in [*sorted(kept), _LAST_DESCRIPTOR + 1]:
+        if first < number:
+            os.closerange(first, number)
+        first = number + 1
+
+
+def set_title(title: str) -> None:
+    """What `ps` shows of the calling process: its name, and in the place of its arguments.
+
+    See: proc_pid_stat(5), arg_start; proc_pid_cmdline(5).
+    """
+    prctl_name = ctypes.create_string_buffer(title.encode()[:15])
+    _check(_libc.prctl(PR_SET_NAME, prctl_name, 0, 0, 0), "prctl")
+    text = Path("/proc/self/stat").read_text()
+    start, end = map(int, text[text.rindex(")") + 2 :].split()[45:47])
+    # SAFETY: the range is this process's own arguments, which the kernel copied there at its start.
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, title.encode(), min(len(title.encode()), end - start - 1))
 
 
 def user_namespace(first_id: int, count: int) -> int:

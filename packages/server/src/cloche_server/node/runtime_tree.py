@@ -37,6 +37,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from cloche_server.isolation.base import Program
 from cloche_wire.errors import Internal, Unavailable
 
 MOUNT_POINT = "/.cloche"
@@ -85,6 +86,18 @@ class RuntimeTree(NamedTuple):
     def argv(self, *arguments: str) -> tuple[str, ...]:
         """The command that starts the agent with these arguments, as seen from inside the sandbox."""
         return (*self.python(), f"{MOUNT_POINT}/agent.pyz", *arguments)
+
+    def program(self) -> Program:
+        """The agent, for drivers that can have it imported beforehand."""
+        library = f"{MOUNT_POINT}/lib/{_VERSION}"
+        return Program(
+            argv=self.argv(),
+            module="cloche_agent.__main__",
+            here=(str(self.path / "agent.pyz"),),
+            inside=(f"{MOUNT_POINT}/agent.pyz", library, f"{library}/lib-dynload"),
+            moved={str(self.path): MOUNT_POINT, sysconfig.get_path("stdlib"): library},
+            title="cloche-agent",
+        )
 
     def python(self, root: str = MOUNT_POINT) -> tuple[str, ...]:
         """The command that starts the tree's interpreter, isolated, when the tree lies at `root`."""

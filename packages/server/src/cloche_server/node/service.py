@@ -71,7 +71,8 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
     for folder, mode in (("sandboxes", 0o700), ("run", 0o711), ("run/agents", 0o711), ("run/content", 0o711)):
         (config.state_dir / folder).mkdir(mode=mode, parents=True, exist_ok=True)
     network = Network(block, config.egress.exceptions)
-    driver.prepare()
+    tree = await asyncio.to_thread(runtime_tree.ensure, config.state_dir)
+    driver.prepare(tree.program())
     journal = Journal(config.journal_dir)
     network.prepare(egress.policies(journal.read_all()))
     stopping = asyncio.Event()
@@ -86,7 +87,7 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
                 slots=Slots(config.limits.max_sandboxes + config.ahead.most),
                 network=network,
                 journal=journal,
-                tree=await asyncio.to_thread(runtime_tree.ensure, config.state_dir),
+                tree=tree,
                 tasks=tasks,
                 trash=Trash(config.state_dir / "trash"),
                 boot_id=boot_id(),

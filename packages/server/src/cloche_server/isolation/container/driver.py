@@ -1,20 +1,27 @@
-"""The container driver: Linux namespaces assembled by us, started by crun."""
+"""The container driver: Linux namespaces, put together by a process of their own (`launcher`)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import shutil
 import socket
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
-from cloche_server.isolation import cgroups, identity, oci_spec
-from cloche_server.isolation.base import ID_RANGE, Capabilities, ProcessIdentity, SandboxSpec, Usage, first_id
-from cloche_server.isolation.container import launcher, seccomp
+from cloche_server.isolation import cgroups, identity
+from cloche_server.isolation.base import (
+    ID_RANGE,
+    Capabilities,
+    ProcessIdentity,
+    Program,
+    SandboxSpec,
+    Usage,
+    first_id,
+)
+from cloche_server.isolation.container import launcher, root
 from cloche_server.readiness import until_readable
 from cloche_wire.errors import Internal, InvalidArgument, Unavailable
 
@@ -31,21 +38,17 @@ class ContainerDriver:
         )
         self._control: socket.socket | None = None
         self._launcher: subprocess.Popen[bytes] | None = None
-        self._seccomp = seccomp.profile()
 
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
         return Capabilities(name="container", shares_host_kernel=True, volumes=True)
 
-    def prepare(self) -> None:
-        """Check for crun, make the mount points and the parent group, start the launcher.
+    def prepare(self, program: Program | None = None) -> None:
+        """Make the mount points and the parent group, start the launcher, which imports the program.
 
         See `Driver.prepare`.
         """
-        if shutil.which("crun") is None:
-            raise Unavailable("crun is not installed", hint="apt-get install crun")
-        points = (launcher.ROOT, launcher.LOWER, launcher.RUNTIME, launcher.EMPTY)
-        for folder in (launcher.MOUNT_FOLDER, *map(Path, points)):
+        for folder in (root.MOUNT_FOLDER, *map(Path, (root.ROOT, root.LOWER, root.RUNTIME, root.EMPTY))):
             _make_own_folder(folder)
         try:
             self._groups.prepare()
@@ -53,12 +56,13 @@ class ContainerDriver:
             raise Unavailable(f"cannot make control groups: {error.filename}: {error.strerror}") from error
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        arguments = [] if program is None else [json.dumps(program._asdict())]
         with theirs:
-            # SAFETY: the launcher gets this one descriptor only; it ends when our end is closed, however
-            # that happens.
+            # SAFETY: the launcher gets this one descriptor only, and nothing of our environment: sandboxes
+            # are forks of it. It ends when our end is closed, however that happens.
             self._launcher = subprocess.Popen(
-                [sys.executable, "-I", "-m", launcher.__name__, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
+                [sys.executable, "-I", "-m", launcher.__name__, str(theirs.fileno()), *arguments],
+                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={"LANG": "C.UTF-8"},
             )  # fmt: skip
         self._control = ours
 
@@ -66,15 +70,17 @@ class ContainerDriver:
         """See `Driver.start`."""
         first = first_id(spec.slot)
         try:
-            await asyncio.to_thread(self._write_bundle, spec, first)
+            await asyncio.to_thread(_write_layer, spec, first)
             request = launcher.LaunchRequest(
-                sandbox_id=spec.sandbox_id,
+                hostname=spec.hostname,
                 folder=str(spec.folder),
                 rootfs=str(spec.rootfs),
                 runtime_tree=str(spec.runtime_tree),
                 first_id=first,
                 id_count=ID_RANGE,
                 cgroup_files=[str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)],
+                argv=list(spec.argv),
+                env=spec.env,
                 mount_paths=[shared.path for shared in spec.mounts],
             )
             mounts = [shared.mount for shared in spec.mounts]
@@ -91,7 +97,8 @@ class ContainerDriver:
         if init is not None:
             identity.kill(init)
             await identity.wait_for_exit(init)
-        # A half-made sandbox has no known init: whatever stands in its groups is crun, or what crun started.
+        # A half-made sandbox has no known init: whatever stands in its groups is the
+        # launcher's, or what that started.
         while stray := self._groups.pids(sandbox_id):
             for known in filter(None, map(identity.identify, stray)):
                 identity.kill(known)
@@ -123,23 +130,6 @@ class ContainerDriver:
             self._launcher.wait()
         self._groups.remove_parent()
 
-    def _write_bundle(self, spec: SandboxSpec, first: int) -> None:
-        for name in ("upper", "work", "bundle", "crun"):
-            (spec.folder / name).mkdir()
-        for name in ("upper", "work"):
-            os.chown(spec.folder / name, first, first)
-        (spec.folder / "upper").chmod(0o755)
-        config = oci_spec.build(
-            spec,
-            root=launcher.ROOT,
-            runtime_tree=launcher.RUNTIME,
-            network=f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR + len(spec.listeners)}",
-            first_id=first,
-            seccomp=self._seccomp,
-        )
-        (spec.folder / "bundle" / "config.json").write_text(json.dumps(config))
-        _write_network_files(spec, first)
-
     async def _launch(self, request: launcher.LaunchRequest, descriptors: list[int]) -> int:
         if self._control is None:
             raise Internal("the driver is not prepared")
@@ -165,8 +155,12 @@ class ContainerDriver:
         return int(reply["pid"])
 
 
-def _write_network_files(spec: SandboxSpec, first: int) -> None:
-    """Put /etc/hosts and the like into the writable layer, where no template can redirect them."""
+def _write_layer(spec: SandboxSpec, first: int) -> None:
+    """Make the writable layer, with /etc/hosts and the like in it, where no template can redirect them."""
+    for name in ("upper", "work"):
+        (spec.folder / name).mkdir()
+        os.chown(spec.folder / name, first, first)
+    (spec.folder / "upper").chmod(0o755)
     folder = spec.folder / "upper" / "etc"
     folder.mkdir(mode=0o755)
     os.chown(folder, first, first)
