@@ -26,6 +26,7 @@ from cloche_agent.envd import envd_handler
 from cloche_agent.http import HttpServer, Request, Response, json_response, open_to_browsers
 from cloche_agent.init import Sandbox
 from cloche_agent.kernels.service import InterpreterService
+from cloche_agent.kernels.zygote import Zygote
 from cloche_agent.process.spawn import Reaper
 from cloche_wire.errors import NotFound
 
@@ -41,13 +42,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MAPPED_BYTES = 2 << 20
 _KEPT_BYTES = 2 << 20
 """Free memory at the end of the heap that is kept for the next buffers: all that an idle agent may waste."""
-_USAGE = "usage: cloche_agent --envd-fd N --interpreter-fd N [--kernels FOLDER]"
+_USAGE = (
+    "usage: cloche_agent --envd-fd N --interpreter-fd N [--kernels FOLDER] [--zygote-fd N --group-fds N,N]"
+)
 
 
 class _Options(NamedTuple):
     envd_fd: int
     interpreter_fd: int
     kernels_path: str
+    zygote_fd: int | None
+    group_fds: list[int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         listeners = [_inherited(options.envd_fd), _inherited(options.interpreter_fd)]
+        zygote = _zygote(options)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n{_USAGE}\n")
         return 2
@@ -69,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_serve(listeners[0], listeners[1], options.kernels_path))
+        asyncio.run(_serve(listeners[0], listeners[1], options.kernels_path, zygote))
     return 0
 
 
@@ -102,14 +108,24 @@ def _parse(arguments: Sequence[str]) -> _Options:
     Raises:
         ValueError: Not what `_USAGE` says.
     """
-    known = {"--envd-fd": "", "--interpreter-fd": "", "--kernels": _DEFAULT_KERNELS}
+    known = {
+        "--envd-fd": "", "--interpreter-fd": "", "--kernels": _DEFAULT_KERNELS,
+        "--zygote-fd": "", "--group-fds": "",
+    }  # fmt: skip
     for name, value in zip(arguments[::2], arguments[1::2], strict=False):
         if name not in known:
             raise ValueError(f"unknown option: {name}")
         known[name] = value
     if len(arguments) % 2:
         raise ValueError(f"option without a value: {arguments[-1]}")
-    return _Options(int(known["--envd-fd"]), int(known["--interpreter-fd"]), known["--kernels"])
+    zygote, groups = known["--zygote-fd"], known["--group-fds"]
+    return _Options(
+        int(known["--envd-fd"]),
+        int(known["--interpreter-fd"]),
+        known["--kernels"],
+        int(zygote) if zygote else None,
+        [int(number) for number in groups.split(",") if number],
+    )
 
 
 def _inherited(descriptor: int) -> socket.socket:
@@ -123,8 +139,19 @@ def _inherited(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-async def _serve(envd: socket.socket, interpreter: socket.socket, kernels_path: str) -> None:
-    sandbox = Sandbox()
+def _zygote(options: _Options) -> Zygote | None:
+    if options.zygote_fd is None:
+        return None
+    for group in options.group_fds:
+        # SAFETY: no program of the sandbox may put itself or others into a group.
+        os.set_inheritable(group, False)
+    return Zygote(_inherited(options.zygote_fd), options.group_fds)
+
+
+async def _serve(
+    envd: socket.socket, interpreter: socket.socket, kernels_path: str, zygote: Zygote | None
+) -> None:
+    sandbox = Sandbox(zygote=zygote)
     logging.getLogger().addHandler(ActivityHandler(sandbox.activity))
     reaper = Reaper()
     reaper.install()

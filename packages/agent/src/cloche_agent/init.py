@@ -17,6 +17,7 @@ from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated
 
 if TYPE_CHECKING:
     from cloche_agent.http import Request
+    from cloche_agent.kernels.zygote import Zygote
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Sandbox:
     """Set when the first context of Python is ready, or cannot be."""
     imports: tuple[str, ...] = ()
     """Modules that the first context of Python imports before it is ready."""
+    zygote: Zygote | None = None
+    """What kernels of Python may be forked from."""
 
     def authorized(self, token: str | None) -> bool:
         """Whether `token` is the sandbox's access token; compared in constant time."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from cloche_agent.kernels.kernel import Kernel, KernelPlan, KernelStartError, start_kernel
+from cloche_agent.kernels.languages import PYTHON
 from cloche_agent.kernels.run import Run
 
 if TYPE_CHECKING:
@@ -103,7 +104,10 @@ class Context:
 
     async def _start(self, attempt: _Attempt, imports: tuple[str, ...]) -> None:
         try:
-            plan = KernelPlan(self.language, self._kernels, self._sandbox.env, self.cwd, imports)
+            plan = KernelPlan(
+                self.language, self._kernels, self._sandbox.env, self.cwd, imports,
+                self._sandbox.zygote if self.language is PYTHON else None,
+            )  # fmt: skip
             self._kernel = await start_kernel(plan, self._reaper, self.tasks)
             if self.is_closed:
                 self._kernel.kill("its context was removed")

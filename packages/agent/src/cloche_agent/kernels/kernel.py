@@ -9,18 +9,20 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, Message, OutputPipe, text_of
 from cloche_agent.kernels.languages import DEFAULT_PATH
+from cloche_agent.kernels.zygote import wait
 from cloche_agent.process.spawn import SpawnRequest, spawn
 from cloche_agent.users import User, lookup
 from cloche_wire.errors import ClocheError, Unauthenticated
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
     from cloche_agent.kernels.languages import Language
+    from cloche_agent.kernels.zygote import Zygote
     from cloche_agent.process.spawn import Reaper
 
 START_DEADLINE_S = 60.0
@@ -43,6 +45,7 @@ class KernelPlan:
         env: The sandbox's own variables.
         cwd: Working folder; `~` is the account's home.
         imports: Modules that it imports before it is ready; for Python only.
+        zygote: What it may be forked from; for Python only.
     """
 
     language: Language
@@ -50,6 +53,16 @@ class KernelPlan:
     env: Mapping[str, str]
     cwd: str
     imports: tuple[str, ...] = ()
+    zygote: Zygote | None = None
+
+
+class _Process(NamedTuple):
+    """A kernel's process, whoever has made it."""
+
+    pid: int
+    channel: FrameChannel
+    ended: Coroutine[None, None, int]
+    """Gives its raw wait status."""
 
 
 class Kernel:
@@ -70,10 +83,10 @@ class Kernel:
         """Whether it can take code: it lives, and its end of the connection is open."""
         return not self.ended.is_set() and not self.channel.is_ended
 
-    async def watch(self, reaper: Reaper) -> None:
+    async def watch(self, end: Coroutine[None, None, int]) -> None:
         """Wait for the end of the process and note how it came; one caller only. Cancelled, it kills."""
         try:
-            status = await reaper.wait(self.pid)
+            status = await end
             self.end_reason = self.end_reason or f"the kernel {describe_end(status)}"
             self.ended.set()
         finally:
@@ -127,9 +140,9 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
     Raises:
         KernelStartError: The template lacks what it takes, the folder is missing, or it takes too long.
     """
-    pid, channel = _launch(plan)
+    pid, channel, ended = await _fork(plan) or _launch(plan, reaper)
     kernel = Kernel(pid, channel, plan.env)
-    watchers.create_task(kernel.watch(reaper))
+    watchers.create_task(kernel.watch(ended))
     is_ready = False
     try:
         async with asyncio.timeout(START_DEADLINE_S):
@@ -153,8 +166,31 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
             kernel.kill("it did not start")
 
 
-def _launch(plan: KernelPlan) -> tuple[int, FrameChannel]:
-    """Start the process: its pid, and our ends of its socket and of its output."""
+async def _fork(plan: KernelPlan) -> _Process | None:
+    """Have the process forked where it can be: from one that has imported all that it needs."""
+    if plan.zygote is None or not plan.zygote.serves(plan.env):
+        return None
+    ours, theirs = socket.socketpair()
+    (out_read, out_write), (err_read, err_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    fork = None
+    try:
+        fork = await plan.zygote.fork(ours, theirs, out_write, err_write)
+    finally:
+        theirs.close()
+        os.close(out_write)
+        os.close(err_write)
+        if fork is None:
+            ours.close()
+            os.close(out_read)
+            os.close(err_read)
+    if fork is None:
+        return None
+    channel = FrameChannel(ours, (OutputPipe("stdout", out_read), OutputPipe("stderr", err_read)))
+    return _Process(fork.pid, channel, wait(fork))
+
+
+def _launch(plan: KernelPlan, reaper: Reaper) -> _Process:
+    """Start the process in this sandbox."""
     user = account()
     ours, theirs = socket.socketpair()
     (out_read, out_write), (err_read, err_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
@@ -175,7 +211,8 @@ def _launch(plan: KernelPlan) -> tuple[int, FrameChannel]:
         theirs.close()
         os.close(out_write)
         os.close(err_write)
-    return pid, FrameChannel(ours, (OutputPipe("stdout", out_read), OutputPipe("stderr", err_read)))
+    channel = FrameChannel(ours, (OutputPipe("stdout", out_read), OutputPipe("stderr", err_read)))
+    return _Process(pid, channel, reaper.wait(pid))
 
 
 def _explain(kind: str, message: str, plan: KernelPlan) -> str:

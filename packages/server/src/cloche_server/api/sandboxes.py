@@ -79,7 +79,7 @@ class SandboxEndpoints:
         template = await self._control.templates.resolve(call.caller, body.template_id)
         mounts = await resolve_mounts(self._control, call.caller.team_id, body.volume_mounts or [])
         claim = _idempotency_claim(call)
-        ready = None if mounts else self._take_ready(template)
+        ready = None if mounts else self._take_ready(call, template)
         sandbox_id = new_sandbox_id() if ready is None else SandboxId(ready.sandbox_id)
         record = self._new_record(call, body, options, template, sandbox_id)
         with self._control.creations.hold(record.id):
@@ -97,9 +97,11 @@ class SandboxEndpoints:
             record = await self._await_earlier(reservation.record)
         return reply(201, self._sandbox(record))
 
-    def _take_ready(self, template: Template) -> SandboxReady | None:
+    def _take_ready(self, call: Call, template: Template) -> SandboxReady | None:
         board = self._control.placement.ready
-        return board.take(template.build_id, template.cpu_count, template.memory_mib)
+        return board.take(
+            call.caller.team_id, template.build_id, template.cpu_count, template.memory_mib
+        )
 
     def _new_record(
         self,

@@ -72,7 +72,7 @@ def confine(folder: Path, first_id: int, id_count: int) -> None:
     Requires: root, one thread, and every module loaded: Python's own files cannot be reached any more.
     Leaves: ids 0 inside, `first_id` outside; `folder` as `/`; an empty network.
     """
-    user_namespace = syscalls.user_namespace(first_id, id_count)
+    user_namespace = syscalls.user_namespace([(0, first_id, id_count)])
     # SAFETY: the folder is root's alone; a root without CAP_SYS_CHROOT over this mount namespace, which the
     # one below has not, cannot leave it again.
     os.chroot(folder)

@@ -25,7 +25,7 @@ _RULES = "table inet probe { chain c { type nat hook postrouting priority srcnat
 
 def user_namespaces() -> str:
     """Make a user namespace with 65,536 ids."""
-    os.close(syscalls.user_namespace(_PROBE_ID, _IDS))
+    os.close(syscalls.user_namespace([(0, _PROBE_ID, _IDS)]))
     return f"{_IDS} ids"
 
 
@@ -43,7 +43,7 @@ def idmapped_mounts() -> str:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         source, lower = _made(base / "source"), _made(base / "lower")
-        namespace = syscalls.user_namespace(_PROBE_ID, _IDS)
+        namespace = syscalls.user_namespace([(0, _PROBE_ID, _IDS)])
         try:
             syscalls.mount_idmapped(str(source), str(lower), namespace)
         finally:

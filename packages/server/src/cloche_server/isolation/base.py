@@ -40,6 +40,17 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     pids: int
 
 
+class ProcessIdentity(msgspec.Struct, frozen=True):
+    """Who a process is, so that a reused pid is never taken for it.
+
+    Pid, start time in clock ticks, boot id.
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
 class SharedMount(NamedTuple):
     """A file system that outlives the sandbox and that others may have too."""
 
@@ -47,6 +58,46 @@ class SharedMount(NamedTuple):
     """Descriptor of a mount that stands nowhere yet; ids in it are those of the sandbox, 0..65535."""
     path: str
     """Absolute and normal, and none lies inside another; the driver makes the folder where it is missing."""
+
+
+class FamilySpec(msgspec.Struct, frozen=True):
+    """Everything a driver needs to have an interpreter ready for the sandboxes of one team and one template."""
+
+    family_id: str
+    """In the place of a sandbox's id."""
+    slots: tuple[int, ...]
+    """The first is its own; the others are for its sandboxes, and for nobody else as long as it lives."""
+    rootfs: Path
+    folder: Path
+    runtime_tree: Path
+    limits: ResourceLimits
+    argv: tuple[str, ...]
+    """A program of the template that imports what kernels import, and is then forked into sandboxes.
+
+    Its descriptors are 3, the control socket, and 4, the filter; see `container.zygote`.
+    """
+    env: dict[str, str]
+
+
+class Family(Protocol):
+    """Sandboxes of one team and one template build, in which an interpreter need not be started."""
+
+    @property
+    def init(self) -> ProcessIdentity:
+        """The process that is forked; when it ends the family is of no more use."""
+        ...
+
+    async def network_namespace(self) -> int:
+        """Return a descriptor of a new network namespace for one of its sandboxes.
+
+        Raises:
+            Internal: The kernel refuses.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what this process holds of it; its sandboxes go on. Idempotent."""
+        ...
 
 
 class Program(NamedTuple):
@@ -87,19 +138,11 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     env: dict[str, str]
     etc_files: dict[str, str]
     """Files below /etc that are this sandbox's own (hosts, resolv.conf), by name."""
+    family: Family | None = None
+    """Has this sandbox's slot, and made its network namespace: then the program gets a connection with its
+    zygote, and files to move a process into the sandbox's groups, as `--zygote-fd` and `--group-fds`."""
     mounts: tuple[SharedMount, ...] = ()
     """Shown without devices and setuid programs; for drivers that say `volumes`."""
-
-
-class ProcessIdentity(msgspec.Struct, frozen=True):
-    """Who a process is, so that a reused pid is never taken for it.
-
-    Pid, start time in clock ticks, boot id.
-    """
-
-    pid: int
-    start_ticks: int
-    boot_id: str
 
 
 class Usage(NamedTuple):
@@ -128,6 +171,16 @@ class Driver(Protocol):
         Raises:
             Unavailable: The machine lacks what this driver needs; the message names it, the hint says what
             to do.
+        """
+        ...
+
+    async def open_family(self, spec: FamilySpec) -> Family | None:
+        """Have an interpreter ready for sandboxes of that family; None where this driver has no such thing.
+
+        Leaves: on any error what `destroy` takes away, by the family's id.
+
+        Raises:
+            Internal: It cannot be started, or its imports fail or take too long; the message says why.
         """
         ...
 

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cloche_server.isolation import identity
-from cloche_server.isolation.base import Capabilities, ProcessIdentity, Program, SandboxSpec, Usage
+from cloche_server.isolation.base import (
+    Capabilities,
+    Family,
+    FamilySpec,
+    ProcessIdentity,
+    Program,
+    SandboxSpec,
+    Usage,
+)
 from cloche_wire.errors import Internal
 
 _MOUNT_POINT = "/.cloche"
@@ -31,6 +39,10 @@ class FakeDriver:
 
     def prepare(self, program: Program | None = None) -> None:
         """See `Driver.prepare`; nothing is needed."""
+
+    async def open_family(self, spec: FamilySpec) -> Family | None:
+        """See `Driver.open_family`; there is nothing to share."""
+        return None
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         """See `Driver.start`.

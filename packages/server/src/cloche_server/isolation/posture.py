@@ -14,6 +14,12 @@ CAPABILITIES = {
 Apt, pip, npm, useradd, su and sudo work with these.
 """
 
+ZYGOTE_CAPABILITIES = {"SETGID": 6, "SETUID": 7, "SETPCAP": 8, "SYS_CHROOT": 18, "SYS_ADMIN": 21}
+"""Of a zygote, in its own user namespace and so over those of its sandboxes: what entering them takes.
+
+CAP_SYS_PTRACE and CAP_KILL are not among them.
+"""
+
 MASKED_PATHS = tuple(
     f"/proc/{name}"
     for name in (

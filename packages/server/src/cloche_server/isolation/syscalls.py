@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 CLONE_NEWNS = 0x0002_0000
@@ -51,8 +51,13 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
 _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 437, 442
 
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+_FORK_SIBLING = 0x8000 | 17
+"""CLONE_PARENT, and SIGCHLD at the end."""
+
 _OPEN_ATTEMPTS = 128
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITIES = 64
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _SECCOMP_MODE_FILTER = 2
 _INSTRUCTION_BYTES = 8
@@ -250,9 +255,14 @@ def limit_capabilities(kept: frozenset[int]) -> None:
 
     None stays inheritable or ambient, and the bounding set holds no other (capabilities(7)).
     """
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    for number in set(range(last + 1)) - kept:
-        prctl(PR_CAPBSET_DROP, number)
+    for number in range(_CAPABILITIES):
+        try:
+            if number not in kept:
+                prctl(PR_CAPBSET_DROP, number)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            break  # this kernel's last one was before
     prctl(PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     mask = sum(1 << number for number in kept)
     low, high = mask & 0xFFFF_FFFF, mask >> 32
@@ -295,16 +305,41 @@ def set_title(title: str) -> None:
     ctypes.memmove(start, title.encode(), min(len(title.encode()), end - start - 1))
 
 
-def user_namespace(first_id: int, count: int) -> int:
-    """Return a descriptor of a new user namespace that maps 0.. to `first_id`.. for users and groups.
+def fork_sibling() -> int:
+    """Fork a child of the caller's own parent; otherwise as os.fork (clone(2), CLONE_PARENT).
+
+    For a process between two namespaces: it may end, and the parent still learns how the child does.
+    Requires: one thread, so that no lock of the C library is held by somebody who is not in the child.
+    """
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    number = _SYS_CLONE[os.uname().machine]
+    result = ctypes.PyDLL(None, use_errno=True).syscall(number, _FORK_SIBLING, 0, 0, 0, 0)
+    if result == 0:
+        python.PyOS_AfterFork_Child()
+        return 0
+    python.PyOS_AfterFork_Parent()
+    return _check(result, "clone")
+
+
+def user_namespace(extents: Sequence[tuple[int, int, int]], owner: int | None = None) -> int:
+    """Return a descriptor of a new user namespace, a child of the caller's.
 
     A throw-away child makes it and waits for its maps, as user_namespaces(7) asks: the maps of a user
     namespace are written from outside by someone with CAP_SETUID and CAP_SETGID.
+
+    Args:
+        extents: First id inside, first id in the caller's namespace, and how many; for users and groups.
+        owner: Id in the caller's namespace that the new one belongs to: it has every right over it. The
+            caller's own where none is given; that one has to be mapped (user_namespaces(7)).
     """
     ready, go = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            if owner is not None:
+                os.setresgid(owner, owner, owner)
+                os.setresuid(owner, owner, owner)
             unshare(CLONE_NEWUSER)
             os.write(ready[1], b"x")
             os.close(go[1])
@@ -315,8 +350,9 @@ def user_namespace(first_id: int, count: int) -> int:
         os.close(ready[1])
         if not os.read(ready[0], 1):
             raise OSError("cannot make a user namespace")
+        text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in extents)
         for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{child}/{name}").write_text(f"0 {first_id} {count}\n")
+            Path(f"/proc/{child}/{name}").write_text(text)
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready[0])

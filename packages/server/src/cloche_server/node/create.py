@@ -21,6 +21,7 @@ from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, kill, volume_requests
 from cloche_server.node.demand import Need
 from cloche_server.node.egress import check_policy
+from cloche_server.node.families import Kind
 from cloche_server.node.journal import Record
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
@@ -35,7 +36,7 @@ from cloche_wire.errors import (
 )
 
 _BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
-_AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 log = structlog.get_logger()
 
@@ -75,7 +76,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
     if live is not None:
         _claim(machine, live, request)
     else:
-        live = Live(first_record(machine, request), builder=asyncio.current_task())
+        live = first_live(machine, request)
     async with making(machine, live):
         if live.record.init is None:
             await assemble(machine, live, template)
@@ -182,13 +183,17 @@ def _check(request: CreateSandbox) -> None:
     check_policy(request.egress)
 
 
-def first_record(machine: Machine, request: CreateSandbox) -> Record:
-    """A new sandbox, with a slot of its own.
+def first_live(machine: Machine, request: CreateSandbox) -> Live:
+    """A new sandbox, with a slot of its own: one of a family where there is one.
 
     Raises:
         ResourceExhausted: All are taken.
     """
-    return _record(machine, request, machine.slots.take())
+    slot, family = machine.families.take(Kind(request.team_id, request.build_id)) or (
+        machine.slots.take(),
+        None,
+    )
+    return Live(_record(machine, request, slot), family=family, builder=asyncio.current_task())
 
 
 def _record(machine: Machine, request: CreateSandbox, slot: int) -> Record:
@@ -209,7 +214,7 @@ async def assemble(machine: Machine, live: Live, template: Template) -> None:
     """Give a sandbox its network, root and limits, and start its agent, which knows nothing yet."""
     record = live.record
     request = record.request
-    namespace = await kill.in_thread(_make_network, machine, live)
+    namespace = await _make_network(machine, live)
     folder = machine.folder(request.sandbox_id)
     folder.mkdir(mode=0o700)
     with ExitStack() as stack:
@@ -227,8 +232,9 @@ async def assemble(machine: Machine, live: Live, template: Template) -> None:
             network_namespace=namespace,
             listeners=tuple(listener.fileno() for listener in listeners),
             argv=machine.tree.argv("--envd-fd", "3", "--interpreter-fd", "4"),
-            env={"PATH": _AGENT_PATH, "LANG": "C.UTF-8"},
+            env={"PATH": AGENT_PATH, "LANG": "C.UTF-8"},
             etc_files=_etc_files(machine, request.sandbox_id),
+            family=live.family,
             mounts=await volume_requests.open_mounts(machine, request, stack),
         )
         init = await machine.driver.start(spec)

@@ -16,6 +16,7 @@ RECENT_S = 60.0
 class Need(NamedTuple):
     """What decides whether a sandbox made ahead serves a request; the rest is told to it when it is taken."""
 
+    team_id: str
     build_id: str
     cpu_count: int
     memory_mib: int
@@ -23,7 +24,7 @@ class Need(NamedTuple):
     @classmethod
     def of(cls, request: CreateSandbox) -> Need:
         """What that request needs."""
-        return cls(request.build_id, request.cpu_count, request.memory_mib)
+        return cls(request.team_id, request.build_id, request.cpu_count, request.memory_mib)
 
 
 class Demand:

@@ -12,10 +12,11 @@ import msgspec
 
 from cloche_server.clock import Clock
 from cloche_server.config import Config
-from cloche_server.isolation.base import Driver
+from cloche_server.isolation.base import Driver, Family
 from cloche_server.link import Event
 from cloche_server.node.broadcast import Broadcast
 from cloche_server.node.demand import Demand
+from cloche_server.node.families import Families
 from cloche_server.node.journal import Journal, Record
 from cloche_server.node.lifecycle import Event as LifecycleEvent
 from cloche_server.node.lifecycle import next_state
@@ -34,6 +35,8 @@ class Live:
     record: Record
     cpu_before_s: float = 0.0
     """What was used before it was somebody's."""
+    family: Family | None = None
+    """What it may have an interpreter forked from; None for one that has to start it."""
     network_namespace: int | None = None
     """Descriptor, for dialling its ports; None while it is being made."""
     builder: asyncio.Task[object] | None = None
@@ -63,6 +66,7 @@ class Machine:
     boot_id: str
     volumes: Volumes
     demand: Demand
+    families: Families
     live: dict[str, Live] = field(default_factory=dict[str, Live])
     draining: bool = False
     routes: Broadcast = field(default_factory=Broadcast)

@@ -162,9 +162,10 @@ class SandboxEnded(msgspec.Struct, frozen=True):
 
 
 class SandboxReady(msgspec.Struct, frozen=True):
-    """Event: a sandbox was made ahead; a `create` with its id and for the same build and size takes it."""
+    """Event: a sandbox was made ahead; a `create` of that team, build and size with its id takes it."""
 
     sandbox_id: str
+    team_id: str
     build_id: str
     cpu_count: int
     memory_mib: int

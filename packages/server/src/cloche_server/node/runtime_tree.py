@@ -10,6 +10,7 @@ files:
         lib/python3.X/...       standard library, source and byte code
         agent.pyz               cloche_agent, cloche_wire, h11
         kernel/<lang>_kernel/   run by the template's own interpreters
+        zygote/                 isolation/container/zygote.py with what it needs, run by the template's Python
 
 The folder is shown read-only at /.cloche in every sandbox, so all sandboxes share one copy in the page
 cache. Its name is the hash of all that went in: a new agent makes a new folder, and running sandboxes keep
@@ -34,6 +35,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +101,14 @@ class RuntimeTree(NamedTuple):
             title="cloche-agent",
         )
 
+    def zygote(self, imports: Iterable[str]) -> tuple[str, ...]:
+        """The command that has the template's Python import these, and then be forked into sandboxes."""
+        descriptors = ("3", "4")
+        kernels = f"{MOUNT_POINT}/kernel"
+        return (
+            "python3", f"{MOUNT_POINT}/zygote", *descriptors, kernels, "python_kernel.boot", *imports,
+        )  # fmt: skip
+
     def python(self, root: str = MOUNT_POINT) -> tuple[str, ...]:
         """The command that starts the tree's interpreter, isolated, when the tree lies at `root`."""
         executable = f"{root}/bin/python3"
@@ -157,6 +167,7 @@ def _collect() -> _Parts:
     files |= {f"lib/{name}": path for name, path in _shared_objects([executable, *extensions]).items()}
     kernels = _package_folder("cloche_agent") / "kernels"
     files |= {f"kernel/{name}": path for name, path in _kernel_programs(kernels).items()}
+    files |= {f"zygote/{name}": path for name, path in _zygote_program().items()}
     agent: dict[str, Path] = {}
     for package in _AGENT_PACKAGES:
         agent |= {f"{package}/{name}": path for name, path in _sources(_package_folder(package)).items()}
@@ -199,6 +210,14 @@ def _kernel_programs(folder: Path) -> dict[str, Path]:
         files = sorted(path for path in program.rglob("*") if path.is_file())
         found |= {str(path.relative_to(folder)): path for path in files if path.suffix != ".pyc"}
     return found
+
+
+def _zygote_program() -> dict[str, Path]:
+    """The zygote as the program of a folder, and below it the part of this package that it imports."""
+    folder = _package_folder("cloche_server")
+    names = ("__init__", "isolation/__init__", "isolation/posture", "isolation/syscalls")
+    found = {f"cloche_server/{name}.py": folder / f"{name}.py" for name in names}
+    return {"__main__.py": folder / "isolation/container/zygote.py", **found}
 
 
 def _package_folder(name: str) -> Path:

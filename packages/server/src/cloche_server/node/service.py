@@ -55,7 +55,7 @@ def run(config: Config) -> None:
     """
     block = claim_block(BLOCKS_FOLDER, config.state_dir, BlockProbe())
     # SAFETY: made by a fork, so before any thread of ours exists.
-    content = syscalls.user_namespace(VOLUMES_FIRST_ID, ID_RANGE)
+    content = syscalls.user_namespace([(0, VOLUMES_FIRST_ID, ID_RANGE)])
     asyncio.run(serve(config, block, ContainerDriver(block.number), content))
 
 

@@ -1,6 +1,6 @@
 """Blocks and slots: one claim gives a sandbox its id range, its address and the names of its objects.
 
-A machine has 54 blocks of 512 slots. A server owns one block as long as it runs, or as long as any sandbox
+A machine has 27 blocks of 1024 slots. A server owns one block as long as it runs, or as long as any sandbox
 of it does, so that two servers on one machine never share a range of user ids or an address. A slot is one
 sandbox's place in the block.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +19,9 @@ import msgspec
 from cloche_server.isolation.identity import boot_id
 from cloche_wire.errors import ResourceExhausted, Unavailable
 
-BLOCKS = 54
-SLOTS = 512
-_ADDRESSES_PER_BLOCK = 1024
+BLOCKS = 27
+SLOTS = 1024
+_ADDRESSES_PER_BLOCK = 2048
 _FIRST_ADDRESS = IPv4Address(
     "198.18.0.0"
 )  # RFC 2544's range: never routed, so it hides nobody's real address
@@ -57,7 +57,7 @@ class Block:
     @property
     def network(self) -> str:
         """Every address of the block, in CIDR form."""
-        return f"{_FIRST_ADDRESS + self.number * _ADDRESSES_PER_BLOCK}/22"
+        return f"{_FIRST_ADDRESS + self.number * _ADDRESSES_PER_BLOCK}/21"
 
     @property
     def interface_prefix(self) -> str:
@@ -149,25 +149,56 @@ class Slots:
 
     def __init__(self, limit: int) -> None:
         """Take how many may be in use at once."""
-        self._limit = min(limit, SLOTS)
+        self._limit = min(limit, SLOTS // 2)
         self._taken: set[int] = set()
+        self._reserved: set[int] = set()
         self._next = 0
 
     def take(self) -> int:
-        """Take a free slot.
+        """Take a free slot that is reserved for nobody.
 
         Raises:
             ResourceExhausted: The limit is reached.
         """
+        self._check_limit()
+        slot = self._free()
+        self._taken.add(slot)
+        return slot
+
+    def take_reserved(self, slot: int) -> None:
+        """Take a free slot of a reservation.
+
+        Raises:
+            ResourceExhausted: The limit is reached.
+        """
+        self._check_limit()
+        self._taken.add(slot)
+
+    def reserve(self, count: int) -> tuple[int, ...]:
+        """Keep free slots from everybody who asks for any; none when too few would be left for those."""
+        if len(self._reserved) + count > SLOTS - self._limit:
+            return ()
+        found: list[int] = []
+        for _ in range(count):
+            found.append(self._free())
+            self._reserved.add(found[-1])
+        return tuple(found)
+
+    def unreserve(self, slots: Iterable[int]) -> None:
+        """Let everybody have them, once they are free. Idempotent."""
+        self._reserved.difference_update(slots)
+
+    def _check_limit(self) -> None:
         if len(self._taken) >= self._limit:
             raise ResourceExhausted(
                 f"limit of {self._limit} sandboxes reached: {len(self._taken)} are alive",
                 hint="kill one, or raise limits.max_sandboxes",
             )
-        while self._next in self._taken:
+
+    def _free(self) -> int:
+        while self._next in self._taken or self._next in self._reserved:
             self._next = (self._next + 1) % SLOTS
         slot = self._next
-        self._taken.add(slot)
         self._next = (slot + 1) % SLOTS
         return slot
 

@@ -29,9 +29,10 @@ class ReadyBoard:
         """It is gone. Idempotent."""
         self._offers.pop(sandbox_id, None)
 
-    def take(self, build_id: str, cpu_count: int, memory_mib: int) -> SandboxReady | None:
-        """The oldest of that build and size, for one taker alone; None where there is none."""
+    def take(self, team_id: str, build_id: str, cpu_count: int, memory_mib: int) -> SandboxReady | None:
+        """The oldest of that team, build and size, for one taker alone; None where there is none."""
+        wanted = (team_id, build_id, cpu_count, memory_mib)
         for offer in self._offers.values():
-            if (offer.build_id, offer.cpu_count, offer.memory_mib) == (build_id, cpu_count, memory_mib):
+            if (offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib) == wanted:
                 return self._offers.pop(offer.sandbox_id)
         return None

@@ -11,20 +11,26 @@ import contextlib
 import gc
 import importlib
 import os
-import random
 import resource
 import select
 import socket
 import sys
+import time
 import traceback
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Optional
 
 from . import frames
+from .renew import remember_modules, renew, unchanged
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .interrupts import Interrupts
     from .outbox import Outbox
     from .shell import KernelShell
+
+__all__ = ["main", "preload", "renew", "serve", "unchanged"]
 
 _IDLE_S = 0.1
 """A client that has not sent its first cell by then is not waiting for it."""
@@ -36,16 +42,40 @@ def main(descriptor: int) -> None:
     serve(descriptor, failure)
 
 
-def preload() -> Optional[dict[str, str]]:
-    """Import what every context needs; or the reason why not. Starts no thread, opens nothing."""
+def preload(imports: Optional[Sequence[str]] = None) -> Optional[dict[str, str]]:
+    """Import what every context needs; or the reason why not. Starts no thread, opens nothing.
+
+    With `imports` this process is going to be forked, not to serve: then all that a first cell would pay for
+    is paid here, and these modules are imported.
+    """
     try:
         from . import shell
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("IPython", "traitlets"):
             return {"kind": "package", "message": str(error.name)}
         return {"kind": "import", "message": str(error)}
-    shell.preload()
+    if imports is not None:
+        _choose_backend()
+        _warm(shell.make_shell(), imports)
+        remember_modules()
     return None
+
+
+def _choose_backend() -> None:
+    if find_spec("matplotlib_inline"):
+        # Read by matplotlib if it is ever imported; figures are then shown at the end of the cell.
+        os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+
+
+def _warm(shell: KernelShell, imports: Sequence[str]) -> None:
+    """Pay for these modules and what first cells import."""
+    shell.warm_up()
+    shell.warm_up_tracebacks()
+    for name in imports:
+        with contextlib.suppress(BaseException):  # told when a cell imports it
+            importlib.import_module(name)
+    gc.collect()
+    type(shell).is_warm = True
 
 
 def serve(descriptor: int, failure: Optional[dict[str, str]] = None) -> None:
@@ -73,7 +103,7 @@ def serve(descriptor: int, failure: Optional[dict[str, str]] = None) -> None:
 def _settle(settings: dict[str, Any]) -> Optional[dict[str, str]]:
     os.environ.clear()
     os.environ.update(settings["env"])
-    random.seed()
+    time.tzset()
     # A core file of a crashed kernel would be the size of its memory, in the user's folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     try:
@@ -89,44 +119,33 @@ class Kernel:
 
     def __init__(self, sock: socket.socket, settings: dict[str, Any]) -> None:
         """Redirect this process's output and make its shell; `settings` is the agent's first message."""
-        from importlib.util import find_spec
-
         from .interrupts import Interrupts
         from .outbox import Outbox
-        from .shell import INLINE_BACKEND, make_shell
+        from .shell import make_shell
         from .streams import replace_standard_streams
 
         self._socket = sock
         self._pid = os.getpid()
         self._env: dict[str, str] = settings["env"]
-        if find_spec("matplotlib_inline"):
-            # Read by matplotlib if it is ever imported; figures are then shown at the end of the cell.
-            os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)
-        self._is_warm = False
+        _choose_backend()
         self._outbox: Outbox = Outbox(sock)
         self._interrupts: Interrupts = Interrupts()
         replace_standard_streams(self._outbox)
         self._interrupts.open()
         self._interrupts.close()
-        self._shell: KernelShell = make_shell(self._outbox, self._interrupts)
+        self._shell: KernelShell = make_shell()
+        self._shell.attach(self._outbox, self._interrupts)
 
     def prepare(self, imports: Optional[list[str]]) -> None:
         """Begin to send; where nobody waits yet, pay now for these modules and what first cells import."""
         self._outbox.start()
-        if imports is None:
-            return
-        self._shell.warm_up()
-        self._shell.warm_up_tracebacks()
-        for name in imports:
-            with contextlib.suppress(BaseException):  # told when a cell imports it
-                importlib.import_module(name)
-        gc.collect()
-        self._is_warm = True
+        if imports is not None and not self._shell.is_warm:
+            _warm(self._shell, imports)
 
     def run(self) -> None:
         """Run cells until the agent closes the socket; then end at once, whatever threads are left."""
         try:
-            if not self._is_warm:
+            if not self._shell.is_warm:
                 self._shell.warm_up()
                 if not select.select([self._socket], [], [], _IDLE_S)[0]:
                     self._shell.warm_up_tracebacks()

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .interrupts import Interrupts
     from .outbox import Outbox
 
-INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 _END_OF_COMMAND_S = 2.0
 
 
@@ -78,6 +77,8 @@ class KernelShell(InteractiveShell):
     exiter = Instance(ExitAutocall)
     outbox: ClassVar[Outbox]
     interrupts: ClassVar[Interrupts]
+    is_warm: ClassVar[bool] = False
+    """Whether all that first cells and errors import is there."""
 
     @default("exiter")
     def _exiter_default(self) -> ExitAutocall:
@@ -94,6 +95,12 @@ class KernelShell(InteractiveShell):
         """There is no screen; `%matplotlib inline` asks for none."""
         if gui not in (None, "inline"):
             print(f"no screen here: cannot use {gui}", file=sys.stderr)  # noqa: T201 - the user's own stderr
+
+    def attach(self, outbox: Outbox, interrupts: Interrupts) -> None:
+        """Speak through these from here on; before the first cell."""
+        KernelShell.outbox = outbox
+        KernelShell.interrupts = interrupts
+        self.loop_runner = interrupts.run_async
 
     # --- results
 
@@ -198,15 +205,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def preload() -> None:
-    """Everything that does not depend on the context: done before a fork, where there is one."""
+def make_shell() -> KernelShell:
+    """The shell of this process, with nobody to speak to yet; one only, as `get_ipython()` finds it."""
+    if KernelShell.initialized():
+        return KernelShell.instance()
     warnings.filterwarnings("ignore", message="To exit: use")
-
-
-def make_shell(outbox: Outbox, interrupts: Interrupts) -> KernelShell:
-    """The shell of this process; there can be one only, as `get_ipython()` finds it."""
-    KernelShell.outbox = outbox
-    KernelShell.interrupts = interrupts
     config = Config()
     # No SQLite file, and no thread that writes to it.
     config.HistoryManager.enabled = False
@@ -214,7 +217,6 @@ def make_shell(outbox: Outbox, interrupts: Interrupts) -> KernelShell:
     config.InteractiveShell.colors = "nocolor" if IPython.version_info[0] >= 9 else "NoColor"
     config.InteractiveShell.warn_venv = False
     shell = KernelShell.instance(config=config)
-    shell.loop_runner = interrupts.run_async
     add_formatters(shell.display_formatter)
     shell.set_hook("show_in_pager", _show_page, 0)
     _refuse_input(shell)

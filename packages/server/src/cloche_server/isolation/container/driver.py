@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import stat
-import subprocess
-import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from cloche_server.isolation import cgroups, identity
 from cloche_server.isolation.base import (
-    ID_RANGE,
     Capabilities,
+    FamilySpec,
     ProcessIdentity,
     Program,
     SandboxSpec,
     Usage,
     first_id,
 )
-from cloche_server.isolation.container import launcher, root
-from cloche_server.readiness import until_readable
-from cloche_wire.errors import Internal, InvalidArgument, Unavailable
+from cloche_server.isolation.container import family, root
+from cloche_server.isolation.container.client import Launcher
+from cloche_server.isolation.container.family import ContainerFamily
+from cloche_server.isolation.container.requests import LaunchRequest, NamespacesRequest
+from cloche_wire.errors import Internal, Unavailable
 
-_START_TIMEOUT_S = 45.0
+_FIRST_DESCRIPTOR = 3
 
 
 class ContainerDriver:
@@ -36,8 +37,7 @@ class ContainerDriver:
         self._groups = cgroups.SandboxGroups(
             cgroups.detect(Path("/proc/self/mountinfo").read_text()), f"cloche-{block}"
         )
-        self._control: socket.socket | None = None
-        self._launcher: subprocess.Popen[bytes] | None = None
+        self._started: Launcher | None = None
 
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
@@ -54,51 +54,90 @@ class ContainerDriver:
             self._groups.prepare()
         except OSError as error:
             raise Unavailable(f"cannot make control groups: {error.filename}: {error.strerror}") from error
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        arguments = [] if program is None else [json.dumps(program._asdict())]
-        with theirs:
-            # SAFETY: the launcher gets this one descriptor only, and nothing of our environment: sandboxes
-            # are forks of it. It ends when our end is closed, however that happens.
-            self._launcher = subprocess.Popen(
-                [sys.executable, "-I", "-m", launcher.__name__, str(theirs.fileno()), *arguments],
-                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={"LANG": "C.UTF-8"},
-            )  # fmt: skip
-        self._control = ours
+        self._started = Launcher(program)
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         """See `Driver.start`."""
-        first = first_id(spec.slot)
         try:
-            await asyncio.to_thread(_write_layer, spec, first)
-            request = launcher.LaunchRequest(
+            return await self._start(spec)
+        except (OSError, Internal) as error:
+            raise Internal(f"cannot start the sandbox: {error}") from error
+
+    async def _start(self, spec: SandboxSpec) -> ProcessIdentity:
+        first = first_id(spec.slot)
+        await asyncio.to_thread(_write_layer, spec.folder, first, spec.etc_files)
+        groups = [str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)]
+        with ExitStack() as opened:
+            own, connection = spec.family, None
+            if isinstance(own, ContainerFamily) and (connection := own.connect()) is not None:
+                opened.enter_context(connection)
+            descriptors = [shared.mount for shared in spec.mounts]
+            descriptors += [spec.network_namespace, *spec.listeners]
+            arguments = list(spec.argv)
+            if connection is not None:
+                number = _FIRST_DESCRIPTOR + len(spec.listeners)
+                files = range(number + 1, number + 1 + len(groups))
+                arguments += ["--zygote-fd", str(number), "--group-fds", ",".join(map(str, files))]
+                descriptors.append(connection.fileno())
+            if isinstance(own, ContainerFamily):
+                descriptors.insert(0, own.of_slot(spec.slot))
+            request = LaunchRequest(
+                role="sandbox",
                 hostname=spec.hostname,
                 folder=str(spec.folder),
                 rootfs=str(spec.rootfs),
                 runtime_tree=str(spec.runtime_tree),
                 first_id=first,
-                id_count=ID_RANGE,
-                cgroup_files=[str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)],
-                argv=list(spec.argv),
+                cgroup_files=groups,
+                argv=arguments,
                 env=spec.env,
+                has_user_namespace=isinstance(own, ContainerFamily),
+                hands_groups_over=connection is not None,
                 mount_paths=[shared.path for shared in spec.mounts],
             )
-            mounts = [shared.mount for shared in spec.mounts]
-            pid = await self._launch(request, [*mounts, spec.network_namespace, *spec.listeners])
-        except OSError as error:
-            raise Internal(f"cannot start the sandbox: {error}") from error
-        init = identity.identify(pid)
-        if init is None:
-            raise Internal("cannot start the sandbox: its init ended at once")
-        return init
+            return await self._launch(request, descriptors)
+
+    async def open_family(self, spec: FamilySpec) -> ContainerFamily:
+        """See `Driver.open_family`."""
+        first = first_id(spec.slots[0])
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        opened: ContainerFamily | None = None
+        with theirs:
+            try:
+                asked = NamespacesRequest(family.extents(spec), family.sandboxes(spec), networks=0)
+                namespaces = (await self._launcher.ask(asked, [])).descriptors
+                opened = ContainerFamily(spec, self._launcher, namespaces)
+                await asyncio.to_thread(_write_layer, spec.folder, first, {})
+                request = LaunchRequest(
+                    role="zygote",
+                    hostname="zygote",
+                    folder=str(spec.folder),
+                    rootfs=str(spec.rootfs),
+                    runtime_tree=str(spec.runtime_tree),
+                    first_id=first,
+                    cgroup_files=[str(path) for path in self._groups.create(spec.family_id, spec.limits)],
+                    argv=list(spec.argv),
+                    env=spec.env,
+                    has_user_namespace=True,
+                )
+                init = await self._launch(request, [opened.user_namespace, theirs.fileno()])
+                theirs.close()
+                await opened.adopt_zygote(ours, init)
+            except (OSError, Internal) as error:
+                ours.close()
+                if opened is not None:
+                    opened.close()
+                raise Internal(f"cannot start the zygote: {error}") from error
+            return opened
 
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
         """See `Driver.destroy`. The end of pid 1 ends every process of its namespace (pid_namespaces(7))."""
         if init is not None:
             identity.kill(init)
             await identity.wait_for_exit(init)
-        # A half-made sandbox has no known init: whatever stands in its groups is the
-        # launcher's, or what that started.
+        # A half-made sandbox has no known init: whatever stands in its groups is a child of the launcher, or
+        # what that started.
         while stray := self._groups.pids(sandbox_id):
             for known in filter(None, map(identity.identify, stray)):
                 identity.kill(known)
@@ -124,48 +163,36 @@ class ContainerDriver:
 
     def close(self) -> None:
         """End the launcher, and remove the parent group when no sandbox is left."""
-        if self._control is not None:
-            self._control.close()
-        if self._launcher is not None:
-            self._launcher.wait()
+        if self._started is not None:
+            self._started.close()
         self._groups.remove_parent()
 
-    async def _launch(self, request: launcher.LaunchRequest, descriptors: list[int]) -> int:
-        if self._control is None:
+    @property
+    def _launcher(self) -> Launcher:
+        if self._started is None:
             raise Internal("the driver is not prepared")
-        answer, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            socket.send_fds(self._control, [request.encode()], [theirs, *descriptors])
-        finally:
-            os.close(theirs)
-        try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                text = await _read_to_end(answer)
-        except TimeoutError as error:
-            raise Internal(f"cannot start the sandbox: no answer in {_START_TIMEOUT_S:.0f} s") from error
-        finally:
-            os.close(answer)
-        if not text:
-            raise Internal("cannot start the sandbox: the launcher ended", hint="see the node's log")
-        reply = json.loads(text)
-        if "bad_path" in reply:
-            raise InvalidArgument(reply["bad_path"], hint="mount the volume at a folder of its own")
-        if "error" in reply:
-            raise Internal(f"cannot start the sandbox: {reply['error']}")
-        return int(reply["pid"])
+        return self._started
+
+    async def _launch(self, request: LaunchRequest, descriptors: list[int]) -> ProcessIdentity:
+        answer = await self._launcher.ask(request, descriptors)
+        init = identity.identify(answer.pid)
+        if init is None:
+            raise Internal("it ended at once")
+        return init
 
 
-def _write_layer(spec: SandboxSpec, first: int) -> None:
+def _write_layer(folder: Path, first: int, etc_files: Mapping[str, str]) -> None:
     """Make the writable layer, with /etc/hosts and the like in it, where no template can redirect them."""
     for name in ("upper", "work"):
-        (spec.folder / name).mkdir()
-        os.chown(spec.folder / name, first, first)
-    (spec.folder / "upper").chmod(0o755)
-    folder = spec.folder / "upper" / "etc"
-    folder.mkdir(mode=0o755)
-    os.chown(folder, first, first)
-    for name, text in spec.etc_files.items():
-        path = folder / name
+        (folder / name).mkdir()
+        os.chown(folder / name, first, first)
+    (folder / "upper").chmod(0o755)
+    etc = folder / "upper" / "etc"
+    if etc_files:
+        etc.mkdir(mode=0o755)
+        os.chown(etc, first, first)
+    for name, text in etc_files.items():
+        path = etc / name
         # SAFETY: the folder was made above and is still empty: no name in it is a link.
         path.write_text(text)
         os.chown(path, first, first)
@@ -178,16 +205,3 @@ def _make_own_folder(path: Path) -> None:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
         raise Unavailable(f"not a folder of ours: {path}", hint="move it away")
-
-
-async def _read_to_end(descriptor: int) -> bytes:
-    parts: list[bytes] = []
-    while True:
-        try:
-            data = os.read(descriptor, 65_536)
-        except BlockingIOError:
-            await until_readable(descriptor)
-            continue
-        if not data:
-            return b"".join(parts)
-        parts.append(data)

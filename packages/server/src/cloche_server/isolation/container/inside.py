@@ -34,8 +34,8 @@ class _Mount(NamedTuple):
     options: dict[str, str | None]
 
 
+_PROC = _Mount("proc", "proc", _NOSUID | _NOEXEC | _NODEV, {})
 _MOUNTS = (
-    _Mount("proc", "proc", _NOSUID | _NOEXEC | _NODEV, {}),
     _Mount("dev", "tmpfs", _NOSUID | _NOEXEC, {"mode": "755", "size": "64k", "nr_inodes": "64"}),
     _Mount(
         "dev/pts",
@@ -47,10 +47,12 @@ _MOUNTS = (
 )
 
 
-def enter_root() -> None:
+def enter_root(*, has_processes: bool) -> None:
     """Finish the root that was assembled at `ROOT` and go into it; nothing of the host's is in sight then.
 
-    Requires: pid 1 of new pid and mount namespaces, with every capability in the user namespace that owns
+    Without `has_processes` it has no /proc: one would show the processes of the host.
+
+    Requires: the first process of new mount and, with /proc, pid namespaces, with every capability in the user namespace that owns
     them, and ids of its own there.
 
     Raises:
@@ -63,22 +65,23 @@ def enter_root() -> None:
         syscalls.attach_mount(tree, point)
     os.close(tree)
     with _opened(ROOT) as root:
-        for mount in _MOUNTS:
-            _attach_new(root, mount.point, mount.kind, mount.options, mount.attributes)
+        for mount in (*((_PROC,) if has_processes else ()), *_MOUNTS):
+            _attach_new(root, mount)
         _make_devices(root)
         with _folder(root, ".cloche") as point:
             _move(syscalls.clone_mount(RUNTIME), point)
-        for path in posture.MASKED_PATHS:
-            _mask(root, path.lstrip("/"))
-        for path in posture.READONLY_PATHS:
-            _make_read_only(root, path.lstrip("/"))
+        if has_processes:
+            for path in posture.MASKED_PATHS:
+                _mask(root, path.lstrip("/"))
+            for path in posture.READONLY_PATHS:
+                _make_read_only(root, path.lstrip("/"))
         syscalls.change_root(root)
 
 
-def _attach_new(root: int, path: str, kind: str, options: dict[str, str | None], attributes: int) -> None:
-    with _folder(root, path) as point:
+def _attach_new(root: int, new: _Mount) -> None:
+    with _folder(root, new.point) as point:
         # SAFETY: a file system of this sandbox's own namespaces, with every attribute set before it is seen.
-        _move(syscalls.mount_file_system(kind, kind, options, attributes), point)
+        _move(syscalls.mount_file_system(new.kind, new.kind, new.options, new.attributes), point)
 
 
 def _make_devices(root: int) -> None:

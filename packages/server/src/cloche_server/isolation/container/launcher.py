@@ -1,17 +1,14 @@
 """The container driver's only process that touches mounts: single-threaded, so it may fork and unshare.
 
 Started by the driver as `python -I -m cloche_server.isolation.container.launcher FD [PRELOAD]`. For each
-request on the descriptor (a SOCK_SEQPACKET pair) it forks a child, which enters the sandbox's control groups,
-makes a mount namespace that dies with the sandbox, assembles the root there, and becomes the parent of the
-sandbox's pid 1; the answer goes to the request's own pipe. So no mount of ours ever stands in a namespace
-that outlives one create, whatever is killed, and there is nothing to unmount.
+request on the descriptor (a SOCK_SEQPACKET pair, see `requests`) it forks a child, which enters the sandbox's
+control groups, makes a mount namespace that dies with the sandbox, assembles the root there, and becomes the
+parent of the sandbox's pid 1; the answer goes to the request's own socket. So no mount of ours ever stands
+in a namespace that outlives one create, whatever is killed, and there is nothing to unmount.
 
 It is the agent's zygote too: it has imported the agent, so where a sandbox is to run that, its pid 1 is a
 fork of this process that goes on as the agent, instead of an interpreter that starts and imports. It holds
 no secret: its arguments, its environment and its requests name files, limits and ids.
-
-A request is one JSON object (`LaunchRequest`) with descriptors: the answer pipe, the shared mounts, the
-network namespace, the listeners.
 """
 
 from __future__ import annotations
@@ -23,39 +20,31 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from cloche_server.isolation import syscalls
 from cloche_server.isolation.container import call_filter, confine, preload, root, seccomp, shared_mounts
+from cloche_server.isolation.container.requests import (
+    MAX_DESCRIPTORS,
+    MAX_REQUEST_BYTES,
+    LaunchRequest,
+    NamespacesRequest,
+    decode,
+)
 
-MAX_REQUEST_BYTES = 64 * 1024
-MAX_DESCRIPTORS = 32
-_LIFTED_DESCRIPTOR = 64
+ID_RANGE = 65_536
+_LIFTED_DESCRIPTOR = 300
+"""Above all that can come with a request."""
 
 
-@dataclass(frozen=True)
-class LaunchRequest:
-    """Everything the launcher has to know; made by the driver only."""
+class _Ready(NamedTuple):
+    """What every child finds made."""
 
-    hostname: str
-    folder: str
-    """Holds `upper` and `work`; becomes the working directory."""
-    rootfs: str
-    runtime_tree: str
-    first_id: int
-    id_count: int
-    cgroup_files: list[str]
-    argv: list[str]
-    env: dict[str, str]
-    mount_paths: list[str] = field(default_factory=list[str])
-    """Where the shared mounts go, in the order of their descriptors."""
-
-    def encode(self) -> bytes:
-        """One packet."""
-        return json.dumps(asdict(self)).encode()
+    sandbox_filter: bytes
+    zygote_filter: bytes
+    program: preload.Preloaded | None
 
 
 def main() -> None:
@@ -65,64 +54,106 @@ def main() -> None:
     # Inits of sandboxes become our children, and are reaped.
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps for us: sigaction(2), SA_NOCLDWAIT
-    calls = call_filter.compile_profile(seccomp.profile())
-    program = preload.load(sys.argv[2]) if len(sys.argv) > 2 else None
+    ready = _Ready(
+        call_filter.compile_profile(seccomp.profile()),
+        call_filter.compile_profile(seccomp.profile(enters_namespaces=True)),
+        preload.load(sys.argv[2]) if len(sys.argv) > 2 else None,
+    )
     while True:
         packet, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, MAX_DESCRIPTORS)
         if not packet:
             return
         if os.fork() == 0:
             control.close()
-            _child(packet, descriptors, calls, program)
+            _child(packet, descriptors, ready)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _child(
-    packet: bytes, descriptors: list[int], calls: bytes, program: preload.Preloaded | None
-) -> NoReturn:
-    """Run one create and leave."""
-    answer_pipe = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, _LIFTED_DESCRIPTOR)
+def _child(packet: bytes, descriptors: list[int], ready: _Ready) -> NoReturn:
+    """Do one request and leave."""
+    lifted = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, _LIFTED_DESCRIPTOR)
     os.close(descriptors[0])
+    made: list[int] = []
+    answer: dict[str, object] = {}
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        request = LaunchRequest(**json.loads(packet))
-        answer = {"pid": _launch(request, descriptors[1:], calls, program)}
+        match decode(packet):
+            case LaunchRequest() as request:
+                answer["pid"] = _launch(request, descriptors[1:], ready)
+            case NamespacesRequest() as request:
+                made = _make_namespaces(request, descriptors[1:])
     except shared_mounts.BadPath as error:
-        answer = {"bad_path": str(error)}
+        answer["bad_path"] = str(error)
     except (OSError, ValueError, TypeError) as error:
-        answer = {"error": str(error)}
+        answer["error"] = str(error)
     # Nobody reads it any more when the node was killed meanwhile: its next start ends what stands there.
-    with contextlib.suppress(BrokenPipeError):
-        os.write(answer_pipe, json.dumps(answer).encode())
+    with contextlib.suppress(BrokenPipeError, ConnectionError), socket.socket(fileno=lifted) as answers:
+        socket.send_fds(answers, [json.dumps(answer).encode()], made)
     os._exit(0)
 
 
-def _launch(
-    request: LaunchRequest, inherited: list[int], calls: bytes, program: preload.Preloaded | None
-) -> int:
+def _launch(request: LaunchRequest, inherited: list[int], ready: _Ready) -> int:
     own = str(os.getpid())
     for path in request.cgroup_files:
         # SAFETY: the limits hold for this process and all it starts, before the first of them exists.
         Path(path).write_text(own)
+    user_namespace = (
+        inherited.pop(0)
+        if request.has_user_namespace
+        else syscalls.user_namespace([(0, request.first_id, ID_RANGE)])
+    )
     count = len(request.mount_paths)
-    network, *listeners = inherited[count:]
-    user_namespace = syscalls.user_namespace(request.first_id, request.id_count)
     shared = dict(zip(request.mount_paths, inherited[:count], strict=True))
+    descriptors = inherited[count:]
     root.assemble(
         request.folder, request.rootfs, request.runtime_tree, user_namespace, request.first_id, shared
     )
-    # SAFETY: while this process still has the rights for it, which the sandbox's own root will not have.
-    syscalls.setns(network, syscalls.CLONE_NEWNET)
-    confinement = confine.Confinement(request.hostname, user_namespace, listeners, calls)
+    if request.role == "sandbox":
+        # SAFETY: while this process has the rights for it, which the sandbox's own root will not have.
+        syscalls.setns(descriptors.pop(0), syscalls.CLONE_NEWNET)
+        role, calls = confine.SANDBOX, ready.sandbox_filter
+    else:
+        # Its forks will need the sandboxes' own filter, in a file, since they read no more of ours.
+        descriptors.append(_in_memory(ready.sandbox_filter))
+        role, calls = confine.ZYGOTE, ready.zygote_filter
+    if request.hands_groups_over:
+        # SAFETY: opened by the host's root, so they take any process that the holder can name: in a
+        # sandbox that is one of the sandbox's own (cgroups(7); the rights are those of the open).
+        descriptors += [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in request.cgroup_files]
+    confinement = confine.Confinement(role, request.hostname, user_namespace, descriptors, calls)
+    program = ready.program
     if program is not None and program.is_meant_by(request.argv):
-        return confine.start_init(confinement, partial(program.run, request.argv, request.env))
-    return confine.start_init(confinement, partial(_execute, request))
+        return confine.start_first(confinement, partial(program.run, request.argv, request.env))
+    return confine.start_first(confinement, partial(_execute, request))
 
 
 def _execute(request: LaunchRequest, report: int) -> NoReturn:
     """Become the program; `report` closes itself then."""
-    os.execve(request.argv[0], request.argv, request.env)  # noqa: S606 - the sandbox's own program
+    os.execvpe(request.argv[0], request.argv, request.env)  # noqa: S606 - the sandbox's own program
+
+
+def _in_memory(content: bytes) -> int:
+    memory = os.memfd_create("filter", os.MFD_CLOEXEC)
+    os.write(memory, content)
+    return memory
+
+
+def _make_namespaces(request: NamespacesRequest, inherited: list[int]) -> list[int]:
+    made: list[int] = []
+    if request.extents:
+        made.append(
+            syscalls.user_namespace([(inside, outside, count) for inside, outside, count in request.extents])
+        )
+    # SAFETY: this process ends after it; what it makes in there belongs to the family.
+    syscalls.setns((made or inherited)[0], syscalls.CLONE_NEWUSER)
+    for first, count in request.sandboxes:
+        # Not the family's own root: that would have every right over it, and the zygote has few.
+        made.append(syscalls.user_namespace([(0, first, count)], owner=first))
+    for _ in range(request.networks):
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        made.append(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+    return made
 
 
 if __name__ == "__main__":

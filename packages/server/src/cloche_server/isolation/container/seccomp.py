@@ -18,13 +18,14 @@ _WORD = 0xFFFF_FFFF
 Rule = dict[str, Any]
 
 
-def profile() -> dict[str, Any]:
-    """Return the `linux.seccomp` object of config.json."""
+def profile(*, enters_namespaces: bool = False) -> dict[str, Any]:
+    """Return the `linux.seccomp` object of config.json; for a zygote with setns, and nothing else more."""
     folder = resources.files("cloche_server.isolation.container")
+    entered = ["setns"] if enters_namespaces else []
     data = tomllib.loads(folder.joinpath("seccomp.toml").read_text())
     rules = [
-        _rule(data["allow"].split(), ALLOW),
-        _rule(data["refuse"].split(), ERRNO, errno.EPERM),
+        _rule(data["allow"].split() + entered, ALLOW),
+        _rule([name for name in data["refuse"].split() if name not in entered], ERRNO, errno.EPERM),
         *(_rule(["personality"], ALLOW, args=[_equal(0, value)]) for value in data["personalities"]),
         *_namespaces(data["namespace_bits"], data["time_namespace_bit"]),
         *_sockets(data["families"], data["netlink_family"]),

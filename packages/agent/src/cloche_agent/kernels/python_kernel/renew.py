@@ -1,0 +1,91 @@
+# ruff: noqa: ANN401, SLF001 - modules of the template, whatever they are
+"""What a fork must not have in common with its siblings, and what shows that it is too old.
+
+See: security specification 2.8; rand(7ossl) RAND_add; CPython, Lib/tempfile.py, Lib/uuid.py,
+Lib/multiprocessing/process.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import random
+import sys
+from typing import Any
+
+_folders: dict[str, int] = {}
+
+
+def remember_modules() -> None:
+    """Note where modules are found now, to see later whether somebody has installed or removed any."""
+    _folders.update(_seen())
+
+
+def unchanged() -> bool:
+    """Whether modules are found where they were, so that none that is imported has another version by now."""
+    return _seen() == _folders
+
+
+def _seen() -> dict[str, int]:
+    """When anything was last added to or removed from each folder, in ns."""
+    found = {}
+    for folder in sys.path:
+        try:
+            found[folder] = os.stat(folder).st_mtime_ns  # noqa: PTH116 - start-up time
+        except OSError:
+            found[folder] = 0
+    return found
+
+
+def renew() -> None:
+    """Give this process randomness and names of its own.
+
+    The order of hashes (PYTHONHASHSEED) and the layout of the memory stay those of the parent: siblings of
+    one team and one template share them.
+    """
+    random.seed()
+    for name, act in _ACTS.items():
+        if (module := sys.modules.get(name)) is not None:
+            with contextlib.suppress(Exception):  # another version of it, or a module of the user's own
+                act(module)
+    importlib.invalidate_caches()
+
+
+def _numpy(module: Any) -> None:
+    module.seed()
+
+
+def _torch(module: Any) -> None:
+    module.seed()
+
+
+def _tempfile(module: Any) -> None:
+    module._name_sequence = None
+
+
+def _uuid(module: Any) -> None:
+    module._node = module._last_timestamp = None
+
+
+def _multiprocessing(module: Any) -> None:
+    module.current_process().authkey = os.urandom(32)
+
+
+def _ssl(module: Any) -> None:
+    module.RAND_add(os.urandom(48), 48.0)
+
+
+def _platform(module: Any) -> None:
+    module._uname_cache = None  # knows the host's name
+
+
+_ACTS = {
+    "numpy.random": _numpy,
+    "torch": _torch,
+    "tempfile": _tempfile,
+    "uuid": _uuid,
+    "multiprocessing.process": _multiprocessing,
+    "ssl": _ssl,
+    "platform": _platform,
+}

@@ -1,0 +1,102 @@
+"""The driver's end of its launcher: the process, and one question at a time per caller."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import NamedTuple
+
+from cloche_server.isolation.base import Program
+from cloche_server.isolation.container import launcher
+from cloche_server.isolation.container.requests import MAX_DESCRIPTORS, Request, encode
+from cloche_server.readiness import until_readable
+from cloche_wire.errors import Internal, InvalidArgument
+
+_ANSWER_TIMEOUT_S = 45.0
+_ANSWER_BYTES = 65_536
+
+
+class Answer(NamedTuple):
+    """What came back; the descriptors are the caller's."""
+
+    pid: int
+    descriptors: list[int]
+
+
+class Launcher:
+    """A launcher, started again where it has ended."""
+
+    def __init__(self, program: Program | None) -> None:
+        """Start it; it imports the program."""
+        self._arguments = [] if program is None else [json.dumps(program._asdict())]
+        self._control, self._process = self._start()
+
+    def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            # SAFETY: the launcher gets this one descriptor only, and nothing of our environment: sandboxes
+            # are forks of it. It ends when our end is closed, however that happens.
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-m", launcher.__name__, str(theirs.fileno()), *self._arguments],
+                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={"LANG": "C.UTF-8"},
+            )  # fmt: skip
+        return ours, process
+
+    async def ask(self, request: Request, descriptors: list[int]) -> Answer:
+        """Have one request done.
+
+        Raises:
+            Internal: A step failed, the launcher ended over it, or no answer came in time.
+            InvalidArgument: A shared mount's path is none for a folder in this template.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with ours:
+            with theirs:
+                self._send(encode(request), [theirs.fileno(), *descriptors])
+            try:
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    text, made = await _receive(ours)
+            except TimeoutError as error:
+                raise Internal(f"no answer in {_ANSWER_TIMEOUT_S:.0f} s") from error
+        if not text:
+            raise Internal("the launcher ended", hint="see the node's log")
+        answer = json.loads(text)
+        if "bad_path" in answer:
+            raise InvalidArgument(answer["bad_path"], hint="mount the volume at a folder of its own")
+        if "error" in answer:
+            raise Internal(answer["error"])
+        return Answer(int(answer.get("pid", 0)), made)
+
+    def _send(self, packet: bytes, descriptors: list[int]) -> None:
+        try:
+            socket.send_fds(self._control, [packet], descriptors)
+        except (BrokenPipeError, ConnectionError):
+            # It was killed. What it had taken is answered by a child of its, or by nobody.
+            self.close()
+            self._control, self._process = self._start()
+            socket.send_fds(self._control, [packet], descriptors)
+
+    def close(self) -> None:
+        """End it. Sandboxes that it has started go on."""
+        self._control.close()
+        self._process.wait()
+
+
+async def _receive(answers: socket.socket) -> tuple[bytes, list[int]]:
+    while True:
+        try:
+            text, made, _, _ = socket.recv_fds(answers, _ANSWER_BYTES, MAX_DESCRIPTORS)
+        except BlockingIOError:
+            await until_readable(answers.fileno())
+        except ConnectionError:
+            return b"", []
+        else:
+            for descriptor in made:
+                os.set_inheritable(descriptor, False)
+            return text, made

@@ -1,0 +1,99 @@
+"""Which sandboxes may share an interpreter that has imported their packages: those of one family.
+
+A family is one team's, of one template build (design 3.1): its zygote has run that template's code, and is
+forked into that team's sandboxes of it only. A family owns its slots while its zygote lives, so that no
+other team's sandbox ever has user ids that the zygote can take on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cloche_server.isolation.base import Family
+from cloche_server.node.slots import Slots
+
+SANDBOXES = 32
+"""Of one family. Its zygote takes some 90 MiB, which they share."""
+
+
+class Kind(NamedTuple):
+    """Whose sandboxes, and of which build."""
+
+    team_id: str
+    build_id: str
+
+
+@dataclass
+class Kept:
+    """One family that is open."""
+
+    kind: Kind
+    family_id: str
+    folder: Path
+    own_slot: int
+    slots: deque[int]
+    """Its sandboxes', the one used last at the end."""
+    family: Family
+
+
+class Families:
+    """The open families of a node, and their slots."""
+
+    def __init__(self, slots: Slots) -> None:
+        """There is none yet."""
+        self._slots = slots
+        self._kept: list[Kept] = []
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """All that are open."""
+        return tuple(self._kept)
+
+    def reserve(self) -> tuple[int, ...]:
+        """Slots for one more family, the zygote's own first; none where too few would be left."""
+        return self._slots.reserve(1 + SANDBOXES)
+
+    def give_back(self, slots: tuple[int, ...]) -> None:
+        """There is no zygote of these slots any more: those that no sandbox is in can be used by any."""
+        self._slots.unreserve(slots)
+
+    def add(self, kept: Kept) -> None:
+        """From here on sandboxes of its kind are put into it."""
+        self._kept.append(kept)
+
+    def remove(self, kept: Kept) -> bool:
+        """From here on none are. False when that has been said before."""
+        if kept not in self._kept:
+            return False
+        self._kept.remove(kept)
+        return True
+
+    def has_room(self, kind: Kind) -> bool:
+        """Whether one more sandbox of that kind would be in a family."""
+        return any(self._free(kept) is not None for kept in self._kept if kept.kind == kind)
+
+    def is_idle(self, kept: Kept) -> bool:
+        """Whether no sandbox is in it."""
+        return self._slots.taken.isdisjoint(kept.slots)
+
+    def take(self, kind: Kind) -> tuple[int, Family] | None:
+        """A free slot of a family of that kind; None where there is none.
+
+        Raises:
+            ResourceExhausted: The limit of sandboxes is reached.
+        """
+        for kept in self._kept:
+            slot = self._free(kept) if kept.kind == kind else None
+            if slot is not None:
+                self._slots.take_reserved(slot)
+                kept.slots.remove(slot)
+                kept.slots.append(slot)
+                return slot, kept.family
+        return None
+
+    def _free(self, kept: Kept) -> int | None:
+        taken = self._slots.taken
+        return next((slot for slot in kept.slots if slot not in taken), None)
