@@ -137,6 +137,7 @@ async def test_one_that_fails_is_tried_again_after_pauses_that_double_and_create
             assert ahead.ready(m) == []
             node.driver.status = b"500 Oops"
             for pause_s in (ahead.FIRST_PAUSE_S, 2 * ahead.FIRST_PAUSE_S):
+                await _looked(m)  # it has noted the failure by this clock
                 tried = len(node.driver.specs)
                 node.clock.elapsed_s += pause_s - 1
                 await _looked(m)
