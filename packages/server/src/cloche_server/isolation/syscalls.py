@@ -362,15 +362,19 @@ def user_namespace(extents: Sequence[tuple[int, int, int]], owner: int | None = 
 
 
 @contextlib.contextmanager
-def network_namespace(descriptor: int) -> Generator[None, None, None]:
-    """Run the calling thread inside a network namespace, and bring it back whatever happens."""
+def network_namespace(descriptor: int) -> Generator[int, None, None]:
+    """Run the calling thread inside a network namespace, and bring it back whatever happens.
+
+    Yields:
+        A descriptor of the namespace that it is brought back to, open until then.
+    """
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         # SAFETY: CLONE_NEWNET moves this thread only (setns(2)); it must not await or hand over while it is
         # away.
         setns(descriptor, CLONE_NEWNET)
         try:
-            yield
+            yield own
         finally:
             setns(own, CLONE_NEWNET)
     finally:
