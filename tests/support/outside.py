@@ -18,7 +18,8 @@ DENIED = ("10.213.0.10", "172.31.213.10", "192.168.213.10", "100.64.213.10", "16
 PORT = 8080
 ECHO_PORT = 8081
 """Sends back what it gets."""
-_NEAR, _FAR = "outside0", "outside1"
+NEAR, _FAR = "outside0", "outside1"
+"""Interfaces of this machine and of that world to each other."""
 
 _LISTENER = """
 import os, socket, socketserver, sys, threading
@@ -84,21 +85,21 @@ def played(folder: Path) -> Iterator[Outside]:
     finally:
         process.kill()
         process.wait(timeout=10)
-        subprocess.run(["ip", "link", "del", _NEAR], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", NEAR], check=False, capture_output=True)
         assert process.stdin
         process.stdin.close()
 
 
 def _connect(pid: int) -> None:
-    _ip("link", "add", _NEAR, "type", "veth", "peer", "name", _FAR, "netns", str(pid))
-    _ip("addr", "add", "203.0.113.1/24", "dev", _NEAR)
-    _ip("link", "set", _NEAR, "up")
+    _ip("link", "add", NEAR, "type", "veth", "peer", "name", _FAR, "netns", str(pid))
+    _ip("addr", "add", "203.0.113.1/24", "dev", NEAR)
+    _ip("link", "set", NEAR, "up")
     inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
     for address in (PUBLIC, PUBLIC_TOO, *DENIED):
         subprocess.run([*inside, "addr", "add", f"{address}/24", "dev", _FAR], check=True, timeout=10)
     subprocess.run([*inside, "link", "set", _FAR, "up"], check=True, timeout=10)
     for address in DENIED:
-        _ip("route", "add", f"{address}/32", "dev", _NEAR, "src", "203.0.113.1")
+        _ip("route", "add", f"{address}/32", "dev", NEAR, "src", "203.0.113.1")
     subprocess.run([*inside, "route", "add", "203.0.113.1/32", "dev", _FAR], check=False, timeout=10)
 
 

@@ -19,14 +19,28 @@ pytestmark = [pytest.mark.anyio, NEEDS_A_NODE]
 
 
 async def test_created_sandbox_answers_and_killed_one_is_gone(node: NodeProcess) -> None:
-    """The agent answers as soon as the create does, and a kill leaves nothing of it."""
+    """The agent answers as soon as the create does, and a kill leaves an interface at most, for a moment."""
     sandbox_id = await node.create()
     assert await healthy(node, sandbox_id)
     assert await node.alive() == {sandbox_id}
     await node.end(sandbox_id)
     assert await node.alive() == set()
-    assert block.remains(block.number_of(node.state)) == []
+    number = block.number_of(node.state)
+    assert [left for left in block.remains(number) if not left.startswith("/sys/class/net/")] == []
+    block.await_nothing(number)
     assert not (node.state / "node" / "journal" / f"{sandbox_id}.json").exists()
+
+
+async def test_an_open_connection_does_not_keep_the_network_of_a_killed_sandbox(node: NodeProcess) -> None:
+    """A socket holds the namespace that it was made in, and a client may keep one open for ever."""
+    sandbox_id = await node.create()
+    with node.inside(sandbox_id) as listener:
+        listener.bind(("127.0.0.1", 8000))
+        listener.listen()
+        held = await node.dial(sandbox_id, 8000)
+    with held:
+        await node.end(sandbox_id)
+        block.await_nothing(block.number_of(node.state))
 
 
 async def test_killing_twice_is_not_found(node: NodeProcess) -> None:

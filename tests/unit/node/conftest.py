@@ -70,6 +70,9 @@ class RememberingNetwork:
         self.slots.pop(slot, None)
         self.policies.pop(slot, None)
 
+    def sweep(self) -> None:
+        return
+
     def leftovers(self) -> set[int]:
         return set(self.slots)
 

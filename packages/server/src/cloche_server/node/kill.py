@@ -43,9 +43,9 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
     """End a sandbox and return when nothing of it is left. Idempotent; callers of the same sandbox all wait.
 
-    Leaves: no process, control group, interface, socket, folder in place, slot or record of it. A step that
-    the kernel refuses is tried again every 2 s, and until then the record says `ending`, so that a restart
-    goes on with it.
+    Leaves: no process, control group, socket, folder in place, slot or record of it, and an interface at most
+    that nothing passes, until `network_sweep`. A step that the kernel refuses is tried again every 2 s, and
+    until then the record says `ending`, so that a restart goes on with it.
     """
     live = machine.live.get(sandbox_id)
     if live is None:
@@ -95,6 +95,7 @@ async def _remove(machine: Machine, live: Live) -> None:
         live.network_namespace = None
     async with live.policy_turn:
         await in_thread(machine.network.remove, record.slot)
+    machine.network_removed.set()
     machine.trash.put(machine.sockets(sandbox_id))
     machine.trash.put(machine.folder(sandbox_id))
     machine.journal.remove(sandbox_id)

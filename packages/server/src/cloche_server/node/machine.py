@@ -75,6 +75,8 @@ class Machine:
     before_removal: Callable[[Live], Awaitable[None]] | None = None
     """Called for a sandbox that ran, while its agent still may; never fails, and takes a moment at most."""
     deadlines_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    network_removed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when something of a network may be left for `network_sweep`."""
 
     def find(self, sandbox_id: str) -> Live:
         """The running sandbox of that id.

@@ -1,34 +1,44 @@
 """The network of sandboxes: a namespace and a veth pair each, one nftables table for all.
 
 The gateway address is the same for every sandbox of the block and stands on our end of each pair, so rules
-name it once and nothing has to be added per sandbox: creating one is netlink only. Whether a sandbox may
-reach anything is decided by its interface's group (`ip link ... group`): one packet-path rule for all that
-are offline. Only one with a policy of its own (`ruleset`) costs a call of nft, some 5 ms.
+name it once and nothing has to be added per sandbox: making one is two batches of netlink. Whether a sandbox
+may reach anything is decided by its interface's group (`ip link ... group`): one packet-path rule for all
+that are not online. Only one with a policy of its own (`ruleset`) costs a call of nft, some 5 ms.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import structlog
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
-from cloche_server.isolation import syscalls
+from cloche_server.isolation import netlink, syscalls
 from cloche_server.isolation.base import ID_RANGE, first_id
 from cloche_server.node.messages import EgressPolicy
-from cloche_server.node.ruleset import EGRESS_PORT, OFFLINE_GROUP, ONLINE_GROUP, Ruleset
+from cloche_server.node.ruleset import EGRESS_PORT, OFFLINE_GROUP, ONLINE_GROUP, Ruleset, leaving_group
 from cloche_server.node.slots import Block
 from cloche_wire.errors import Internal, Unavailable
 
 INSIDE = "eth0"
+_LOOPBACK_INDEX, _INSIDE_INDEX = 1, 100
+"""A fresh namespace may have tunnels of the kernel's behind its loopback."""
+_FIRST_INDEX = 0x0C10_0000
+"""Of our ends, by machine slot: the kernel counts up from 1 and does not come here."""
+_OUR_HARDWARE_ADDRESS = b"\x02cloch"
+"""Of our end of each pair: each is a network of its own. One that is set is left alone by udev."""
+_OUR_SETTINGS = {netlink.RP_FILTER: 1, netlink.SEND_REDIRECTS: 0, netlink.ACCEPT_REDIRECTS: 0}
+"""Of our end; by the first, a source address other than the sandbox's own is dropped there."""
+_SOMEWHERE_OUTSIDE = IPv4Address("1.1.1.1")
+"""The way to it is looked up, and nothing is sent."""
+_USUAL_MTU = 1500
 _NFT_TIMEOUT_S = 10.0
 IP_FREEBIND = 15  # in.h; binds the gateway address before the first sandbox brings it up (ip(7))
 log = structlog.get_logger()
@@ -40,9 +50,21 @@ class Network:
     Its methods block for a few milliseconds: call them on a thread.
     """
 
-    def __init__(self, block: Block, exceptions: tuple[str, ...]) -> None:
-        """Take the block that gives addresses and names, and the operator's exceptions to `DENIED`."""
+    def __init__(
+        self,
+        block: Block,
+        exceptions: tuple[str, ...],
+        new_namespace: Callable[[], int] = syscalls.new_network_namespace,
+    ) -> None:
+        """Take the block that gives addresses and names.
+
+        Args:
+            block: This server's.
+            exceptions: The operator's, to `ALWAYS_DENIED`.
+            new_namespace: Makes a network namespace and returns a descriptor of it; called on a thread.
+        """
         self._block = block
+        self._new_namespace = new_namespace
         self._ruleset = Ruleset(block, exceptions)
         self._with_policy: set[int] = set()
 
@@ -80,11 +102,11 @@ class Network:
         Raises:
             Unavailable: The kernel refused.
         """
+        group = ONLINE_GROUP if online else OFFLINE_GROUP
         try:
-            with _netlink() as netlink:
-                group = ONLINE_GROUP if online else OFFLINE_GROUP
-                netlink.link("set", ifname=self._block.interface(slot), group=group)
-        except (OSError, NetlinkError) as error:
+            with netlink.Socket() as host:
+                host.send(netlink.set_group(self._block.interface(slot), group))
+        except OSError as error:
             raise Unavailable(f"cannot change the network of slot {slot}: {error}") from error
 
     def _load_policy(self, slot: int, policy: EgressPolicy) -> None:
@@ -117,67 +139,169 @@ class Network:
             return listener.detach()
 
     def create(self, slot: int, policy: EgressPolicy, *, online: bool) -> int:
-        """Make a sandbox's namespace and pair, and return the namespace's descriptor; the caller closes it.
+        """Make a sandbox's network with what it may reach, as `make` and `set_policy` do.
+
+        Raises:
+            Internal: The kernel refused; the message names what.
+        """
+        namespace = self.make(slot)
+        try:
+            self.set_policy(slot, policy, online=online)
+        except Unavailable as error:
+            os.close(namespace)
+            self._undo(slot)
+            raise Internal(f"cannot make the network of slot {slot}: {error}") from error
+        return namespace
+
+    def make(self, slot: int) -> int:
+        """Make a slot's namespace and pair, and return the namespace's descriptor; the caller closes it.
+
+        Nothing passes until `set_policy` or `set_online`, so that it can be made before anybody needs it.
 
         Leaves: the namespace alive as long as the descriptor or a process in it; on any error nothing.
 
         Raises:
             Internal: The kernel refused; the message names what.
         """
-        namespace = syscalls.new_network_namespace()
+        namespace = self._new_namespace()
         try:
-            self._load_policy(slot, policy)  # before there is anything that could send
-            self._make_pair(slot, namespace, online=online)
-            with syscalls.network_namespace(namespace):
-                _configure_inside(
-                    self._block.address(slot), self._block.gateway, first_id(self._block.machine_slot(slot))
-                )
-        except (OSError, NetlinkError, Unavailable) as error:
+            self.wire(slot, namespace)
+        except OSError as error:
             os.close(namespace)
-            with contextlib.suppress(Unavailable):  # whoever ends the sandbox tries again
-                self.remove(slot)
+            self._undo(slot)
             raise Internal(f"cannot make the network of slot {slot}: {error}") from error
         return namespace
 
-    def remove(self, slot: int) -> None:
-        """Remove a sandbox's pair and its policy. Idempotent.
-
-        The pair also goes by itself when the namespace ends.
+    def wire(self, slot: int, namespace: int) -> None:
+        """Make the pair between this machine and a fresh namespace, offline, whoever made the namespace.
 
         Raises:
-            Unavailable: The packet filter keeps the policy; nothing passes by it.
+            OSError: The kernel refused; the message names what. Something may be there by then.
         """
-        with _netlink() as netlink, contextlib.suppress(NetlinkError):
-            netlink.link("del", ifname=self._block.interface(slot))
+        with netlink.Socket() as host:
+            pair = self._pair(slot, host.mtu_towards(_SOMEWHERE_OUTSIDE) or _USUAL_MTU)
+            with syscalls.network_namespace(namespace) as own:
+                _write_settings(first_id(self._block.machine_slot(slot)))
+                try:
+                    _wire_inside(pair, own)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.EBUSY):
+                        raise
+                    # Of the slot's last sandbox, whose end is not yet complete in the kernel.
+                    host.send(netlink.remove(pair.outside.name))
+                    _wire_inside(pair, own)
+            # While it is down, so that no address of version 6 is ever there to be taken away.
+            _write(f"ipv6/conf/{pair.outside.name}/disable_ipv6", "1")
+            host.send(
+                netlink.bring_up(pair.outside.number, _OUR_SETTINGS),
+                netlink.add_address(pair.outside.number, pair.gateway, pair.address),
+                netlink.add_neighbour(pair.outside.number, pair.address, pair.inside.hardware_address),
+            )
+
+    def remove(self, slot: int) -> None:
+        """Take a slot's network away: nothing passes from here on, and its policy is gone. Idempotent.
+
+        The pair goes by itself when the namespace ends. Where something holds the namespace still, such as an
+        open connection that the edge dialled, `sweep` takes the pair.
+
+        Raises:
+            Unavailable: The kernel refused; the policy may stand still, and nothing passes by it.
+        """
+        try:
+            with netlink.Socket() as host:
+                host.send(netlink.set_group(self._block.interface(slot), leaving_group(self._block)))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise Unavailable(f"cannot remove the network of slot {slot}: {error}") from error
         self._remove_policy(slot)
+
+    def sweep(self) -> None:
+        """Take the pairs of removed networks that are there still.
+
+        All at once, since the kernel waits some 30 ms for whoever may be using what goes, one or many.
+
+        Raises:
+            Unavailable: The kernel refused.
+        """
+        try:
+            with netlink.Socket() as host:
+                host.send(netlink.remove_group(leaving_group(self._block)))
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # all had gone by themselves
+                raise Unavailable(f"cannot remove networks: {error}") from error
 
     def leftovers(self) -> set[int]:
         """Slots of our block that have an interface."""
         prefix = self._block.interface_prefix
-        names = (path.name for path in Path("/sys/class/net").iterdir())
+        names = (name for _, name in socket.if_nameindex())
         return {int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
 
     def close(self) -> None:
-        """Remove our table; only when no sandbox is left."""
+        """Remove our table and what is left of networks; only when no sandbox is left."""
+        with contextlib.suppress(Unavailable):
+            self.sweep()
         table = self._ruleset.table
         subprocess.run(["nft", "delete", "table", "inet", table], check=False, capture_output=True)
 
-    def _make_pair(self, slot: int, namespace: int, *, online: bool) -> None:
-        name = self._block.interface(slot)
-        with _netlink() as netlink:
-            with contextlib.suppress(NetlinkError):
-                netlink.link("del", ifname=name)  # of a sandbox whose end is not yet complete in the kernel
-            mtu = _uplink_mtu(netlink)
-            peer = {"ifname": INSIDE, "net_ns_fd": namespace, "mtu": mtu}
-            netlink.link("add", ifname=name, kind="veth", mtu=mtu, peer=peer)
-            index = netlink.link_lookup(ifname=name)[0]
-            settings = Path("/proc/sys/net/ipv4/conf") / name
-            (settings / "rp_filter").write_text("1")  # a source address other than its own is dropped here
-            (settings / "send_redirects").write_text("0")
-            (Path("/proc/sys/net/ipv6/conf") / name / "disable_ipv6").write_text("1")
-            netlink.link("set", index=index, group=ONLINE_GROUP if online else OFFLINE_GROUP, state="up")
-            netlink.addr("add", index=index, address=str(self._block.gateway), prefixlen=32)
-            netlink.route("add", dst=f"{self._block.address(slot)}/32", oif=index, scope="link")
+    def _undo(self, slot: int) -> None:
+        with contextlib.suppress(Unavailable):  # whoever ends the sandbox tries again
+            self.remove(slot)
+            self.sweep()
+
+    def _pair(self, slot: int, mtu: int) -> _Pair:
+        index = _FIRST_INDEX + self._block.machine_slot(slot)
+        return _Pair(
+            inside=netlink.End(INSIDE, _INSIDE_INDEX, netlink.random_hardware_address(), mtu),
+            outside=netlink.End(self._block.interface(slot), index, _OUR_HARDWARE_ADDRESS, mtu),
+            gateway=self._block.gateway,
+            address=self._block.address(slot),
+        )
+
+
+class _Pair(NamedTuple):
+    """The veth pair of one slot, with the addresses of its ends."""
+
+    inside: netlink.End
+    outside: netlink.End
+    gateway: IPv4Address
+    address: IPv4Address
+
+
+def _wire_inside(pair: _Pair, host: int) -> None:
+    """Make the pair in the namespace that the calling thread is in, and all that belongs at this end.
+
+    The packet size is that of the way out: with a larger one inside, replies of peers that filter ICMP would
+    stall. Both ends know each other's hardware address, so that none can be told a wrong one.
+    """
+    with netlink.Socket() as inside:
+        inside.send(
+            netlink.add_pair(pair.inside, pair.outside, far_namespace=host, far_group=OFFLINE_GROUP),
+            # SAFETY: these name links of this fresh namespace, so without the pair they do nothing.
+            netlink.bring_up(_LOOPBACK_INDEX),
+            netlink.add_address(pair.inside.number, pair.address, pair.gateway),
+            netlink.add_default_route(pair.inside.number, pair.gateway),
+            netlink.add_neighbour(pair.inside.number, pair.gateway, pair.outside.hardware_address),
+        )
+
+
+def _write_settings(first_group_id: int) -> None:
+    """Set up the namespace that the calling thread is in, before it has any link but its loopback.
+
+    The sandbox's root has no capability over it, so ports below 1024 and ping are opened to everybody inside.
+    Group ids are those of the writer's user namespace, whoever owns the network namespace.
+    """
+    _write("ipv6/conf/all/disable_ipv6", "1")  # also of what will be made
+    _write("ipv4/ip_unprivileged_port_start", "0")
+    _write("ipv4/ping_group_range", f"{first_group_id} {first_group_id + ID_RANGE - 1}")
+
+
+def _write(setting: str, value: str) -> None:
+    """Write below /proc/sys/net, which is that of the calling thread's namespace."""
+    descriptor = os.open(f"/proc/sys/net/{setting}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
 
 
 def _load(rules: str) -> None:
@@ -197,38 +321,3 @@ def _load(rules: str) -> None:
         raise Unavailable(f"cannot load the packet filter: {error.stderr.strip()[:300]}") from error
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"the packet filter takes longer than {_NFT_TIMEOUT_S:g} s") from error
-
-
-@contextlib.contextmanager
-def _netlink() -> Generator[Any, None, None]:
-    """A netlink socket in the calling thread's namespace; pyroute2 is untyped, and the unknown stays here."""
-    with IPRoute() as opened:
-        yield opened
-
-
-def _uplink_mtu(netlink: Any) -> int:  # noqa: ANN401 - see `_netlink`
-    """The packet size of the way out.
-
-    With a larger one inside, replies of peers that filter ICMP would stall.
-    """
-    for route in netlink.get_default_routes(family=socket.AF_INET):
-        link = netlink.get_links(route.get("oif"))[0]
-        return int(link.get("mtu"))
-    return 1500
-
-
-def _configure_inside(address: IPv4Address, gateway: IPv4Address, first_group_id: int) -> None:
-    """Set up the namespace that the calling thread is in. /proc/sys/net is that of the caller's namespace."""
-    settings = Path("/proc/sys/net")
-    (settings / "ipv6/conf/all/disable_ipv6").write_text("1")
-    # The namespace belongs to the host's user namespace, so the sandbox's root has no capability over it:
-    # ports below 1024 and ping are opened to everybody inside instead.
-    (settings / "ipv4/ip_unprivileged_port_start").write_text("0")
-    (settings / "ipv4/ping_group_range").write_text(f"{first_group_id} {first_group_id + ID_RANGE - 1}")
-    with _netlink() as netlink:
-        netlink.link("set", index=1, state="up")
-        index = netlink.link_lookup(ifname=INSIDE)[0]
-        netlink.addr("add", index=index, address=str(address), prefixlen=32)
-        netlink.link("set", index=index, state="up")
-        netlink.route("add", dst=f"{gateway}/32", oif=index, scope="link")
-        netlink.route("add", dst="default", gateway=str(gateway), oif=index)

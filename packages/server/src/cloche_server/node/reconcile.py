@@ -100,6 +100,7 @@ async def _remove_strays(machine: Machine) -> int:
     for slot in machine.network.leftovers() - machine.slots.taken:
         await kill.in_thread(machine.network.remove, slot)
         count += 1
+    await kill.in_thread(machine.network.sweep)
     for parent in (machine.config.state_dir / "sandboxes", machine.config.run_dir / "agents"):
         for folder in parent.iterdir():
             if folder.name not in machine.live:

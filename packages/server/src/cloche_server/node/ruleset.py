@@ -16,12 +16,18 @@ from cloche_server.node.messages import EgressPolicy
 from cloche_server.node.slots import Block
 
 ONLINE_GROUP, OFFLINE_GROUP = 0x636C6F01, 0x636C6F00
-"""Groups of our ends of the veth pairs; what is offline sends and gets nothing from outside."""
+"""Groups of our ends of the veth pairs; what is not online sends and gets nothing from outside."""
+_FIRST_LEAVING_GROUP = 0x636C_7000
 EGRESS_PORT = 3129
 """On the gateway address: where connections to ports 80 and 443 of sandboxes with domains are led."""
 _CHAINS = ("sandbox", "redirect")
 MAX_CONNECTIONS = 4096
 """Of one sandbox at a time, so that none fills the table that all connections of the machine stand in."""
+
+
+def leaving_group(block: Block) -> int:
+    """The group of what this server's node has removed, until the kernel has let go of it."""
+    return _FIRST_LEAVING_GROUP + block.number
 
 
 class Ruleset:
@@ -69,7 +75,7 @@ table inet {self.table} {{
         oifname {own} jump inward
     }}
     chain outward {{
-        iifgroup {OFFLINE_GROUP} drop
+        iifgroup != {ONLINE_GROUP} drop
         meta nfproto ipv6 drop
         oifname "cl*" drop
         ct state invalid drop
@@ -79,7 +85,7 @@ table inet {self.table} {{
         accept
     }}
     chain inward {{
-        oifgroup {OFFLINE_GROUP} drop
+        oifgroup != {ONLINE_GROUP} drop
         ct state != {{ established, related }} drop
         ct original ip saddr vmap @policies
         accept

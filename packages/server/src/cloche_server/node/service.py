@@ -27,6 +27,7 @@ from cloche_server.node import (
     egress,
     kill,
     messages,
+    network_sweep,
     reaper,
     reconcile,
     runtime_tree,
@@ -113,6 +114,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     edge = link.listen(config.edge_socket, owner_uid=EDGE_UID)
     content = link.listen(config.open_socket, owner_uid=VOLUMES_FIRST_ID)
     tasks.create_task(reaper.run(machine))
+    tasks.create_task(network_sweep.run(machine))
     tasks.create_task(ahead.run(machine))
     tasks.create_task(stub.serve())
     sampler = Sampler(machine)

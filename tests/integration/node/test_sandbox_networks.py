@@ -1,0 +1,191 @@
+"""Networks of sandboxes on a machine of their own: what making one costs, and what passes when."""
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support import outside, own_network
+from tests.support.waiting import until
+
+from cloche_server.isolation import netlink, syscalls
+from cloche_server.node.messages import EgressPolicy
+from cloche_server.node.network import Network
+from cloche_server.node.slots import Block
+from cloche_wire.errors import Internal
+
+pytestmark = pytest.mark.needs("root", "nft")
+
+SILENCE_S = 0.4
+_ETH_P_IP = 0x0800
+NO_POLICY = EgressPolicy()
+
+
+@pytest.fixture(autouse=True)
+def machine() -> Iterator[None]:
+    with own_network.entered():
+        yield
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    made = Network(Block(53, -1), ())
+    made.prepare({})
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def held(namespace: int) -> Iterator[int]:
+    """Close a namespace's descriptor at the end."""
+    try:
+        yield namespace
+    finally:
+        os.close(namespace)
+
+
+def connects(namespace: int, target: tuple[str, int]) -> bool:
+    """Whether a TCP connection from inside gets through."""
+    with syscalls.network_namespace(namespace):
+        made = socket.socket()
+    with made:
+        made.settimeout(SILENCE_S)
+        return made.connect_ex(target) == 0
+
+
+class Counts:
+    """System calls of netlink, its messages and programs started, until read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sockets = self.sends = self.messages = self.programs = 0
+        counts = self
+
+        class Counted(socket.socket):
+            def __init__(self, *arguments: int) -> None:
+                counts.sockets += 1
+                super().__init__(*arguments)
+
+            def send(self, packed: bytes, flags: int = 0) -> int:  # type: ignore[override]
+                counts.sends += 1
+                rest = packed
+                while rest:
+                    counts.messages += 1
+                    size = int.from_bytes(rest[:4], "little")
+                    rest = rest[size + -size % 4 :]
+                return super().send(packed, flags)
+
+        def started(*_: object, **__: object) -> None:
+            counts.programs += 1
+            raise AssertionError("no program is started for a network without a policy")
+
+        monkeypatch.setattr(netlink.socket, "socket", Counted)
+        monkeypatch.setattr(subprocess, "Popen", started)
+
+    def of(self, act: Callable[[], object]) -> tuple[int, int, int, int]:
+        """Sockets, sends, messages and programs of one act."""
+        self.sockets = self.sends = self.messages = self.programs = 0
+        act()
+        return self.sockets, self.sends, self.messages, self.programs
+
+
+def test_a_network_costs_few_messages_and_no_program(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, since a clock on a busy machine says little: a network is two batches and one question."""
+    with monkeypatch.context() as patched, contextlib.ExitStack() as stack:
+        counts = Counts(patched)
+        assert counts.of(lambda: stack.enter_context(held(network.make(3)))) == (2, 3, 9, 0)
+        assert counts.of(lambda: network.set_policy(3, NO_POLICY, online=True)) == (1, 1, 1, 0)
+        assert counts.of(lambda: network.set_online(3, online=False)) == (1, 1, 1, 0)
+        assert counts.of(lambda: network.remove(3)) == (1, 1, 1, 0)
+        assert counts.of(network.sweep) == (1, 1, 1, 0)
+
+
+def test_nothing_passes_before_the_policy_is_set(network: Network, tmp_path: Path) -> None:
+    """Of a network made ahead not one packet leaves this machine; it is online at once when it is told."""
+    with outside.played(tmp_path), held(network.make(3)) as namespace:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_IP)) as leaving:
+            leaving.bind((outside.NEAR, _ETH_P_IP))
+            leaving.setblocking(False)
+            assert not connects(namespace, (outside.PUBLIC, outside.PORT))
+            with pytest.raises(BlockingIOError):
+                leaving.recv(2000)
+            network.set_policy(3, NO_POLICY, online=True)
+            assert connects(namespace, (outside.PUBLIC, outside.PORT))
+            assert leaving.recv(2000)
+        network.remove(3)
+        assert not connects(namespace, (outside.PUBLIC, outside.PORT))
+
+
+def test_a_policy_holds_from_the_first_packet(network: Network, tmp_path: Path) -> None:
+    """What is made at once with a policy is never without it."""
+    denies = EgressPolicy(deny=(f"{outside.PUBLIC}/32",))
+    with outside.played(tmp_path), held(network.create(3, denies, online=True)) as namespace:
+        assert not connects(namespace, (outside.PUBLIC, outside.PORT))
+        assert connects(namespace, (outside.PUBLIC_TOO, outside.PORT))
+        network.remove(3)
+        with held(network.create(4, NO_POLICY, online=True)) as other:
+            assert connects(other, (outside.PUBLIC, outside.PORT))
+            network.remove(4)
+
+
+def test_a_slot_is_used_again_while_something_holds_its_last_namespace(network: Network) -> None:
+    """An open connection that the edge dialled keeps a namespace, and with it the pair, until it is swept."""
+    with held(network.make(3)):
+        network.remove(3)
+        with held(network.make(3)) as second:
+            network.sweep()
+            assert network.leftovers() == {3}
+            with syscalls.network_namespace(second):
+                assert {name for _, name in socket.if_nameindex()} == {"lo", "eth0"}
+            network.remove(3)
+            network.sweep()
+            assert network.leftovers() == set()
+
+
+def test_networks_of_a_node_that_is_gone_are_found_and_removed(network: Network) -> None:
+    """Those whose namespace lives still; the others go by themselves, and removing them is no error."""
+    with held(network.make(3)), contextlib.ExitStack() as stack:
+        stack.enter_context(held(network.make(4)))
+        following = Network(Block(53, -1), ())
+        assert following.leftovers() == {3, 4}
+        assert Network(Block(5, -1), ()).leftovers() == set()
+        stack.close()
+        for slot in (3, 4):
+            following.remove(slot)
+        following.sweep()
+        following.sweep()
+        until(lambda: following.leftovers() == set(), within_s=10, what="the kernel's own end of a pair")
+
+
+def test_what_cannot_be_made_leaves_nothing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the last message is refused: both ends are there by then."""
+    refused = netlink.Message("add neighbour", 9999, 0, b"")
+    monkeypatch.setattr(netlink, "add_neighbour", lambda *_: refused)
+    with pytest.raises(Internal, match=r"cannot make the network of slot 3: .* add neighbour"):
+        network.make(3)
+    until(lambda: network.leftovers() == set(), within_s=10, what="the end of the pair")
+
+
+@pytest.mark.needs("userns")
+def test_the_namespace_may_be_made_by_another_process_in_another_user_namespace(tmp_path: Path) -> None:
+    """All after its making takes a descriptor, and settings are written whoever owns it."""
+    argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo up; exec sleep 60"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as maker, outside.played(tmp_path):
+        assert maker.stdout is not None
+        maker.stdout.readline()
+        network = Network(
+            Block(53, -1), (), lambda: os.open(f"/proc/{maker.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        )
+        network.prepare({})
+        with held(network.create(3, NO_POLICY, online=True)) as namespace:
+            assert connects(namespace, (outside.PUBLIC, outside.PORT))
+            with syscalls.network_namespace(namespace):
+                assert Path("/proc/sys/net/ipv6/conf/eth0/disable_ipv6").read_text() == "1\n"
+                assert Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text() == "0\n"
+        network.remove(3)
+        network.close()
+        maker.kill()
