@@ -99,9 +99,7 @@ class SandboxEndpoints:
 
     def _take_ready(self, call: Call, template: Template) -> SandboxReady | None:
         board = self._control.placement.ready
-        return board.take(
-            call.caller.team_id, template.build_id, template.cpu_count, template.memory_mib
-        )
+        return board.take(call.caller.team_id, template.build_id, template.cpu_count, template.memory_mib)
 
     def _new_record(
         self,

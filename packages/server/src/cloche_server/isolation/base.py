@@ -28,6 +28,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     shares_host_kernel: bool
     memory_snapshot: bool = False
     disk_snapshot: bool = False
+    families: bool = False
+    """Whether an interpreter can be made ready for many sandboxes at once (`Driver.open_family`)."""
     volumes: bool = False
     """Whether mounts of others can be shown in a sandbox (`SandboxSpec.mounts`)."""
 
@@ -61,7 +63,7 @@ class SharedMount(NamedTuple):
 
 
 class FamilySpec(msgspec.Struct, frozen=True):
-    """Everything a driver needs to have an interpreter ready for the sandboxes of one team and one template."""
+    """Everything a driver needs to have an interpreter ready for one team's sandboxes of one template."""
 
     family_id: str
     """In the place of a sandbox's id."""
@@ -174,8 +176,8 @@ class Driver(Protocol):
         """
         ...
 
-    async def open_family(self, spec: FamilySpec) -> Family | None:
-        """Have an interpreter ready for sandboxes of that family; None where this driver has no such thing.
+    async def open_family(self, spec: FamilySpec) -> Family:
+        """Have an interpreter ready for sandboxes of that family; for drivers that say `families`.
 
         Leaves: on any error what `destroy` takes away, by the family's id.
 

@@ -40,9 +40,9 @@ class FakeDriver:
     def prepare(self, program: Program | None = None) -> None:
         """See `Driver.prepare`; nothing is needed."""
 
-    async def open_family(self, spec: FamilySpec) -> Family | None:
-        """See `Driver.open_family`; there is nothing to share."""
-        return None
+    async def open_family(self, spec: FamilySpec) -> Family:
+        """See `Driver.open_family`; this one says no `families`."""
+        raise Internal("no families here")
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         """See `Driver.start`.

@@ -11,8 +11,10 @@ import contextlib
 import ctypes
 import errno
 import os
+import socket
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
@@ -333,32 +335,38 @@ def user_namespace(extents: Sequence[tuple[int, int, int]], owner: int | None = 
         owner: Id in the caller's namespace that the new one belongs to: it has every right over it. The
             caller's own where none is given; that one has to be mapped (user_namespaces(7)).
     """
-    ready, go = os.pipe(), os.pipe()
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
-        try:
-            if owner is not None:
-                os.setresgid(owner, owner, owner)
-                os.setresuid(owner, owner, owner)
-            unshare(CLONE_NEWUSER)
-            os.write(ready[1], b"x")
-            os.close(go[1])
-            os.read(go[0], 1)
-        finally:
-            os._exit(0)
+        ours.close()
+        _be_user_namespace(theirs, owner)
+    theirs.close()
     try:
-        os.close(ready[1])
-        if not os.read(ready[0], 1):
+        # Opened by the child itself: nobody else may look into it, once its ids have changed.
+        _, found, _, _ = socket.recv_fds(ours, 1, 1)
+        if not found:
             raise OSError("cannot make a user namespace")
         text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in extents)
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{child}/{name}").write_text(text)
-        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        os.set_inheritable(found[0], False)
+        return found[0]
     finally:
-        os.close(ready[0])
-        os.close(go[0])
-        os.close(go[1])
+        ours.close()
         os.waitpid(child, 0)
+
+
+def _be_user_namespace(parent: socket.socket, owner: int | None) -> NoReturn:
+    """Make one, hand it over, and stay in it until its maps are written."""
+    try:
+        if owner is not None:
+            os.setresgid(owner, owner, owner)
+            os.setresuid(owner, owner, owner)
+        unshare(CLONE_NEWUSER)
+        socket.send_fds(parent, [b"x"], [os.open("/proc/self/ns/user", os.O_RDONLY)])
+        parent.recv(1)
+    finally:
+        os._exit(0)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ import structlog
 
 from cloche_server.ids import new_sandbox_id
 from cloche_server.link import Event
-from cloche_server.node import agent_link, create, kill
+from cloche_server.node import agent_link, create, kill, zygotes
 from cloche_server.node.demand import Need
+from cloche_server.node.families import Kind
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, SandboxReady
 from cloche_wire.errors import ClocheError
@@ -44,20 +45,41 @@ class _Pause(NamedTuple):
         return cls(now + length_s, length_s)
 
 
+class _Pauses:
+    """What is not tried at this time, because it has failed."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._pauses: dict[object, _Pause] = {}
+
+    def __contains__(self, what: object) -> bool:
+        pause = self._pauses.get(what)
+        return pause is not None and self._machine.clock.boot_s() < pause.until_boot_s
+
+    def note(self, what: object, *, is_over: bool) -> None:
+        """It was tried: with success, or a pause begins, longer than the last."""
+        if is_over:
+            self._pauses.pop(what, None)
+        else:
+            self._pauses[what] = _Pause.after(self._pauses.get(what), self._machine.clock.boot_s())
+
+
 async def run(machine: Machine) -> None:
     """Make and end sandboxes as the demand asks, until cancelled."""
     demand = machine.demand
-    pauses: dict[Need, _Pause] = {}
+    pauses = _Pauses(machine)
     while True:
         demand.changed.clear()
         wanted = demand.wanted(machine.clock.boot_s())
         await _end_surplus(machine, wanted)
+        await zygotes.close_idle(machine, {Kind.of(need) for need in wanted})
         need = _missing(machine, wanted, pauses)
-        if need is not None and await _make(machine, need):
-            pauses.pop(need, None)
-            continue
         if need is not None:
-            pauses[need] = _Pause.after(pauses.get(need), machine.clock.boot_s())
+            await _open_family(machine, need, pauses)
+            is_made = await _make(machine, need)
+            pauses.note(need, is_over=is_made)
+            if is_made:
+                continue
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_AGAIN_S):
                 await demand.changed.wait()
@@ -81,7 +103,7 @@ async def _end_surplus(machine: Machine, wanted: dict[Need, int]) -> None:
             await kill.end(machine, live.record.request.sandbox_id, "killed")
 
 
-def _missing(machine: Machine, wanted: dict[Need, int], pauses: dict[Need, _Pause]) -> Need | None:
+def _missing(machine: Machine, wanted: dict[Need, int], pauses: _Pauses) -> Need | None:
     """The kind to make one of now; None where none is missing, or it is not the time."""
     alive = machine.live.values()
     if len(alive) >= machine.config.limits.max_sandboxes:
@@ -89,9 +111,7 @@ def _missing(machine: Machine, wanted: dict[Need, int], pauses: dict[Need, _Paus
     if machine.draining or any(live.record.state == "creating" for live in alive):
         return None  # woken when that create is over
     there = Counter(Need.of(live.record.request) for live in alive if live.record.state == "ready")
-    now = machine.clock.boot_s()
-    paused = {need for need, pause in pauses.items() if now < pause.until_boot_s}
-    missing = [need for need, count in wanted.items() if there[need] < count and need not in paused]
+    missing = [need for need, count in wanted.items() if there[need] < count and need not in pauses]
     if not missing or not _has_memory(missing[0], machine.config.ahead.memory_reserve_pct):
         return None
     return missing[0]
@@ -104,11 +124,16 @@ def _has_memory(need: Need, reserve_pct: int) -> bool:
     return available - need.memory_mib // 10 > total * reserve_pct // 100
 
 
-async def _make(machine: Machine, need: Need) -> bool:
-    """Make one; whether it is ready. A task of its own, since whoever ends the sandbox cancels its maker.
+async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
+    """Start the zygote that it would be forked from where there is none: without, it costs ten times more."""
+    kind = Kind.of(need)
+    if not machine.driver.capabilities().families or machine.families.has_room(kind) or kind in pauses:
+        return
+    pauses.note(kind, is_over=await zygotes.open_family(machine, kind))
 
-    First the zygote of its family where there is none: one made without costs ten times as much.
-    """
+
+async def _make(machine: Machine, need: Need) -> bool:
+    """Make one; whether it is ready. A task of its own, since whoever ends the sandbox cancels its maker."""
     task = machine.tasks.create_task(_make_one(machine, need))
     await asyncio.wait({task})
     return not task.cancelled() and task.result()

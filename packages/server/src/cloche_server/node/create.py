@@ -17,6 +17,7 @@ import structlog
 
 from cloche_server.config import EDGE_UID
 from cloche_server.ids import is_sandbox_id
+from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, kill, volume_requests
 from cloche_server.node.demand import Need
@@ -189,7 +190,7 @@ def first_live(machine: Machine, request: CreateSandbox) -> Live:
     Raises:
         ResourceExhausted: All are taken.
     """
-    slot, family = machine.families.take(Kind(request.team_id, request.build_id)) or (
+    slot, family = machine.families.take(Kind.of(request)) or (
         machine.slots.take(),
         None,
     )
@@ -259,12 +260,23 @@ async def _introduce(machine: Machine, request: CreateSandbox, template: Templat
     )
 
 
-def _make_network(machine: Machine, live: Live) -> int:
+async def _make_network(machine: Machine, live: Live) -> int:
     record = live.record
     request = record.request
-    namespace = machine.network.create(record.slot, request.egress, online=request.allow_internet)
-    live.network_namespace = namespace  # kept here: a result that comes after a cancellation would be lost
-    return namespace
+    # Kept there at once: a result that comes after a cancellation would be lost.
+    live.network_namespace = await (
+        kill.in_thread(syscalls.new_network_namespace)
+        if live.family is None
+        else live.family.network_namespace()
+    )
+    await kill.in_thread(
+        machine.network.create,
+        record.slot,
+        live.network_namespace,
+        request.egress,
+        online=request.allow_internet,
+    )
+    return live.network_namespace
 
 
 def read_template(machine: Machine, build_id: str) -> Template:

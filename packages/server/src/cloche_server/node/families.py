@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloche_server.isolation.base import Family
+from cloche_server.node.demand import Need
+from cloche_server.node.messages import CreateSandbox
 from cloche_server.node.slots import Slots
 
 SANDBOXES = 32
@@ -24,6 +26,11 @@ class Kind(NamedTuple):
 
     team_id: str
     build_id: str
+
+    @classmethod
+    def of(cls, asked: Need | CreateSandbox) -> Kind:
+        """That of a sandbox that is asked for."""
+        return cls(asked.team_id, asked.build_id)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
@@ -50,21 +50,9 @@ class Network:
     Its methods block for a few milliseconds: call them on a thread.
     """
 
-    def __init__(
-        self,
-        block: Block,
-        exceptions: tuple[str, ...],
-        new_namespace: Callable[[], int] = syscalls.new_network_namespace,
-    ) -> None:
-        """Take the block that gives addresses and names.
-
-        Args:
-            block: This server's.
-            exceptions: The operator's, to `ALWAYS_DENIED`.
-            new_namespace: Makes a network namespace and returns a descriptor of it; called on a thread.
-        """
+    def __init__(self, block: Block, exceptions: tuple[str, ...]) -> None:
+        """Take the block that gives addresses and names, and the operator's exceptions to `ALWAYS_DENIED`."""
         self._block = block
-        self._new_namespace = new_namespace
         self._ruleset = Ruleset(block, exceptions)
         self._with_policy: set[int] = set()
 
@@ -138,39 +126,26 @@ class Network:
                 raise Unavailable(f"cannot listen for egress: {error.strerror}") from error
             return listener.detach()
 
-    def create(self, slot: int, policy: EgressPolicy, *, online: bool) -> int:
-        """Make a sandbox's network with what it may reach, as `make` and `set_policy` do.
+    def create(self, slot: int, namespace: int, policy: EgressPolicy, *, online: bool) -> None:
+        """Make a sandbox's network with what it may reach, as `wire` and `set_policy` do.
+
+        Args:
+            slot: Whose.
+            namespace: Descriptor of a fresh network namespace; stays the caller's.
+            policy: What it may reach.
+            online: Whether it may reach anything.
+
+        Leaves: on any error nothing.
 
         Raises:
             Internal: The kernel refused; the message names what.
         """
-        namespace = self.make(slot)
-        try:
-            self.set_policy(slot, policy, online=online)
-        except Unavailable as error:
-            os.close(namespace)
-            self._undo(slot)
-            raise Internal(f"cannot make the network of slot {slot}: {error}") from error
-        return namespace
-
-    def make(self, slot: int) -> int:
-        """Make a slot's namespace and pair, and return the namespace's descriptor; the caller closes it.
-
-        Nothing passes until `set_policy` or `set_online`, so that it can be made before anybody needs it.
-
-        Leaves: the namespace alive as long as the descriptor or a process in it; on any error nothing.
-
-        Raises:
-            Internal: The kernel refused; the message names what.
-        """
-        namespace = self._new_namespace()
         try:
             self.wire(slot, namespace)
-        except OSError as error:
-            os.close(namespace)
+            self.set_policy(slot, policy, online=online)
+        except (OSError, Unavailable) as error:
             self._undo(slot)
             raise Internal(f"cannot make the network of slot {slot}: {error}") from error
-        return namespace
 
     def wire(self, slot: int, namespace: int) -> None:
         """Make the pair between this machine and a fresh namespace, offline, whoever made the namespace.

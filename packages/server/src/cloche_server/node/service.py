@@ -32,8 +32,10 @@ from cloche_server.node import (
     reconcile,
     runtime_tree,
     volume_requests,
+    zygotes,
 )
 from cloche_server.node.demand import Demand
+from cloche_server.node.families import Families
 from cloche_server.node.journal import Journal
 from cloche_server.node.logs import LogKeeper
 from cloche_server.node.machine import Machine, Trash
@@ -80,12 +82,14 @@ async def serve(config: Config, block: Block, driver: Driver, content: int | Non
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     try:
         async with asyncio.TaskGroup() as tasks:
+            slots = Slots(config.limits.max_sandboxes + config.ahead.most)
             machine = Machine(
                 config=config,
                 clock=SystemClock(),
                 driver=driver,
                 block=block,
-                slots=Slots(config.limits.max_sandboxes + config.ahead.most),
+                slots=slots,
+                families=Families(slots),
                 network=network,
                 journal=journal,
                 tree=tree,
@@ -126,6 +130,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     tasks.create_task(_serve_link(content, content_handler(machine)))
     log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
     await stopping.wait()
+    await zygotes.close_all(machine)
     if not machine.live:
         await machine.trash.wait_until_empty()
         machine.network.close()

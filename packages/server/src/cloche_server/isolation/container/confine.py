@@ -1,4 +1,6 @@
-"""From a process of the host's root to a sandbox's pid 1, or to a zygote: namespaces, ids, limits, filter, capabilities.
+"""From a process of the host's root to a sandbox's pid 1, or to a zygote.
+
+That is: namespaces, ids, limits, filter, capabilities.
 
 The order is that of the hardening specification: limits and network before, then the user namespace, the
 others owned by it, the root, and last what can never be taken back.

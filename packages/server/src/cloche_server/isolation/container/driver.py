@@ -41,7 +41,7 @@ class ContainerDriver:
 
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
-        return Capabilities(name="container", shares_host_kernel=True, volumes=True)
+        return Capabilities(name="container", shares_host_kernel=True, families=True, volumes=True)
 
     def prepare(self, program: Program | None = None) -> None:
         """Make the mount points and the parent group, start the launcher, which imports the program.

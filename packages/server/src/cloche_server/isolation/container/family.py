@@ -1,4 +1,4 @@
-"""A family of sandboxes: those of one team and one template build, below one user namespace with one zygote."""
+"""A family: sandboxes of one team and one template build, below one user namespace with one zygote."""
 
 from __future__ import annotations
 

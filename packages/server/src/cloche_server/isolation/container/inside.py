@@ -52,8 +52,8 @@ def enter_root(*, has_processes: bool) -> None:
 
     Without `has_processes` it has no /proc: one would show the processes of the host.
 
-    Requires: the first process of new mount and, with /proc, pid namespaces, with every capability in the user namespace that owns
-    them, and ids of its own there.
+    Requires: the first process of new mount and, with /proc, pid namespaces, with every capability in the
+    user namespace that owns them, and ids of its own there.
 
     Raises:
         OSError: A mount point is a link, or the kernel refuses; the message names it.

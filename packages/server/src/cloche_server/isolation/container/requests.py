@@ -48,7 +48,7 @@ class NamespacesRequest:
     extents: list[tuple[int, int, int]]
     """Of the family's user namespace, which is the first of the answer; empty where it is there already."""
     sandboxes: list[tuple[int, int]]
-    """Of the user namespaces below it, one for each sandbox that it may have: first id in it, and how many."""
+    """Of the user namespaces below it, one for each sandbox: first id in it, and how many."""
     networks: int
     """How many network namespaces that belong to it."""
 

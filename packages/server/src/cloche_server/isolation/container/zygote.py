@@ -1,4 +1,4 @@
-# ruff: noqa: B905, PTH123, UP007, UP045 - run by the template's Python, which may be 3.9
+# ruff: noqa: ANN401, B905, PTH123, UP045 - run by the template's Python, which may be 3.9
 """A template's Python that has imported what its kernels import, and forks itself into sandboxes.
 
     python3 ZYGOTE_FOLDER/__main__.py CONTROL_FD FILTER_FD KERNEL_FOLDER MODULE [IMPORT ...]
@@ -38,7 +38,7 @@ from typing import Any, NamedTuple, Optional
 from cloche_server.isolation import posture, syscalls
 
 NAMESPACES = ("net", "ipc", "uts", "cgroup", "pid", "mnt", "user")
-"""In the order in which they are entered: the user namespace last, since the rights for the others end there."""
+"""In the order of entering: the user namespace last, for the rights over the others end with that."""
 _KINDS = {
     "net": syscalls.CLONE_NEWNET,
     "ipc": syscalls.CLONE_NEWIPC,
