@@ -19,7 +19,7 @@ from cloche_wire.errors import Internal
 
 pytestmark = pytest.mark.needs("root", "nft")
 
-SILENCE_S = 0.4
+SILENCE_S, PATIENCE_S = 0.4, 10.0
 _ETH_P_IP = 0x0800
 NO_POLICY = EgressPolicy()
 
@@ -32,7 +32,7 @@ def machine() -> Iterator[None]:
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    made = Network(Block(53, -1), ())
+    made = Network(Block(26, -1), ())
     made.prepare({})
     yield made
     made.close()
@@ -47,12 +47,12 @@ def held(namespace: int) -> Iterator[int]:
         os.close(namespace)
 
 
-def connects(namespace: int, target: tuple[str, int]) -> bool:
-    """Whether a TCP connection from inside gets through."""
+def connects(namespace: int, target: tuple[str, int], within_s: float = SILENCE_S) -> bool:
+    """Whether a TCP connection from inside gets through; that it does not, is told by silence."""
     with syscalls.network_namespace(namespace):
         made = socket.socket()
     with made:
-        made.settimeout(SILENCE_S)
+        made.settimeout(within_s)
         return made.connect_ex(target) == 0
 
 
@@ -91,13 +91,27 @@ class Counts:
         return self.sockets, self.sends, self.messages, self.programs
 
 
+def made(network: Network, slot: int, policy: EgressPolicy | None = None) -> int:
+    """A slot's network, whose namespace the caller closes; offline where no policy is given."""
+    namespace = network.new_namespace()
+    try:
+        if policy is None:
+            network.wire(slot, namespace)
+        else:
+            network.create(slot, namespace, policy, online=True)
+    except BaseException:
+        os.close(namespace)
+        raise
+    return namespace
+
+
 def test_a_network_costs_few_messages_and_no_program(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted, since a clock on a busy machine says little: a network is two batches and one question."""
     with monkeypatch.context() as patched, contextlib.ExitStack() as stack:
         counts = Counts(patched)
-        assert counts.of(lambda: stack.enter_context(held(network.make(3)))) == (2, 3, 9, 0)
+        assert counts.of(lambda: stack.enter_context(held(made(network, 3)))) == (2, 3, 9, 0)
         assert counts.of(lambda: network.set_policy(3, NO_POLICY, online=True)) == (1, 1, 1, 0)
         assert counts.of(lambda: network.set_online(3, online=False)) == (1, 1, 1, 0)
         assert counts.of(lambda: network.remove(3)) == (1, 1, 1, 0)
@@ -106,7 +120,7 @@ def test_a_network_costs_few_messages_and_no_program(
 
 def test_nothing_passes_before_the_policy_is_set(network: Network, tmp_path: Path) -> None:
     """Of a network made ahead not one packet leaves this machine; it is online at once when it is told."""
-    with outside.played(tmp_path), held(network.make(3)) as namespace:
+    with outside.played(tmp_path), held(made(network, 3)) as namespace:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_IP)) as leaving:
             leaving.bind((outside.NEAR, _ETH_P_IP))
             leaving.setblocking(False)
@@ -114,7 +128,7 @@ def test_nothing_passes_before_the_policy_is_set(network: Network, tmp_path: Pat
             with pytest.raises(BlockingIOError):
                 leaving.recv(2000)
             network.set_policy(3, NO_POLICY, online=True)
-            assert connects(namespace, (outside.PUBLIC, outside.PORT))
+            assert connects(namespace, (outside.PUBLIC, outside.PORT), within_s=PATIENCE_S)
             assert leaving.recv(2000)
         network.remove(3)
         assert not connects(namespace, (outside.PUBLIC, outside.PORT))
@@ -123,20 +137,20 @@ def test_nothing_passes_before_the_policy_is_set(network: Network, tmp_path: Pat
 def test_a_policy_holds_from_the_first_packet(network: Network, tmp_path: Path) -> None:
     """What is made at once with a policy is never without it."""
     denies = EgressPolicy(deny=(f"{outside.PUBLIC}/32",))
-    with outside.played(tmp_path), held(network.create(3, denies, online=True)) as namespace:
+    with outside.played(tmp_path), held(made(network, 3, denies)) as namespace:
         assert not connects(namespace, (outside.PUBLIC, outside.PORT))
-        assert connects(namespace, (outside.PUBLIC_TOO, outside.PORT))
+        assert connects(namespace, (outside.PUBLIC_TOO, outside.PORT), within_s=PATIENCE_S)
         network.remove(3)
-        with held(network.create(4, NO_POLICY, online=True)) as other:
-            assert connects(other, (outside.PUBLIC, outside.PORT))
+        with held(made(network, 4, NO_POLICY)) as other:
+            assert connects(other, (outside.PUBLIC, outside.PORT), within_s=PATIENCE_S)
             network.remove(4)
 
 
 def test_a_slot_is_used_again_while_something_holds_its_last_namespace(network: Network) -> None:
     """An open connection that the edge dialled keeps a namespace, and with it the pair, until it is swept."""
-    with held(network.make(3)):
+    with held(made(network, 3)):
         network.remove(3)
-        with held(network.make(3)) as second:
+        with held(made(network, 3)) as second:
             network.sweep()
             assert network.leftovers() == {3}
             with syscalls.network_namespace(second):
@@ -148,9 +162,9 @@ def test_a_slot_is_used_again_while_something_holds_its_last_namespace(network: 
 
 def test_networks_of_a_node_that_is_gone_are_found_and_removed(network: Network) -> None:
     """Those whose namespace lives still; the others go by themselves, and removing them is no error."""
-    with held(network.make(3)), contextlib.ExitStack() as stack:
-        stack.enter_context(held(network.make(4)))
-        following = Network(Block(53, -1), ())
+    with held(made(network, 3)), contextlib.ExitStack() as stack:
+        stack.enter_context(held(made(network, 4)))
+        following = Network(Block(26, -1), ())
         assert following.leftovers() == {3, 4}
         assert Network(Block(5, -1), ()).leftovers() == set()
         stack.close()
@@ -166,7 +180,7 @@ def test_what_cannot_be_made_leaves_nothing(network: Network, monkeypatch: pytes
     refused = netlink.Message("add neighbour", 9999, 0, b"")
     monkeypatch.setattr(netlink, "add_neighbour", lambda *_: refused)
     with pytest.raises(Internal, match=r"cannot make the network of slot 3: .* add neighbour"):
-        network.make(3)
+        made(network, 3, NO_POLICY)
     until(lambda: network.leftovers() == set(), within_s=10, what="the end of the pair")
 
 
@@ -177,12 +191,11 @@ def test_the_namespace_may_be_made_by_another_process_in_another_user_namespace(
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as maker, outside.played(tmp_path):
         assert maker.stdout is not None
         maker.stdout.readline()
-        network = Network(
-            Block(53, -1), (), lambda: os.open(f"/proc/{maker.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        )
+        network = Network(Block(26, -1), ())
         network.prepare({})
-        with held(network.create(3, NO_POLICY, online=True)) as namespace:
-            assert connects(namespace, (outside.PUBLIC, outside.PORT))
+        with held(os.open(f"/proc/{maker.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
+            network.create(3, namespace, NO_POLICY, online=True)
+            assert connects(namespace, (outside.PUBLIC, outside.PORT), within_s=PATIENCE_S)
             with syscalls.network_namespace(namespace):
                 assert Path("/proc/sys/net/ipv6/conf/eth0/disable_ipv6").read_text() == "1\n"
                 assert Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text() == "0\n"

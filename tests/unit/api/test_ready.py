@@ -18,7 +18,7 @@ BODY: dict[str, Any] = {"templateID": "base"}
 async def offer(control: ControlPlane, placement: FakePlacement, client: httpx.AsyncClient) -> SandboxReady:
     await client.post("/v2/sandboxes", json=BODY)
     order = placement.created.pop()
-    made = SandboxReady("iready", order.build_id, order.cpu_count, order.memory_mib)
+    made = SandboxReady("iready", order.team_id, order.build_id, order.cpu_count, order.memory_mib)
     placement.ready.add(made)
     return made
 
@@ -49,12 +49,14 @@ async def test_a_create_that_is_a_retry_or_is_refused_puts_it_back(
 ) -> None:
     key = {"Idempotency-Key": "k"}
     taken = (await client.post("/v2/sandboxes", json=BODY, headers=key)).json()["sandboxID"]
-    second = SandboxReady("isecond", offer.build_id, offer.cpu_count, offer.memory_mib)
+    second = SandboxReady("isecond", offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib)
     placement.ready.add(second)
     assert (await client.post("/v2/sandboxes", json=BODY, headers=key)).json()["sandboxID"] == taken
     refused = await client.post("/v2/sandboxes", json=BODY | {"timeout": 5}, headers=key)
     assert refused.status_code == 409
-    assert placement.ready.take(second.build_id, second.cpu_count, second.memory_mib) == second
+    assert (
+        placement.ready.take(second.team_id, second.build_id, second.cpu_count, second.memory_mib) == second
+    )
 
 
 async def test_one_that_failed_is_not_offered_again(
@@ -62,4 +64,4 @@ async def test_one_that_failed_is_not_offered_again(
 ) -> None:
     placement.fails = Unavailable("the node is away")
     assert (await client.post("/v2/sandboxes", json=BODY)).status_code == 503
-    assert placement.ready.take(offer.build_id, offer.cpu_count, offer.memory_mib) is None
+    assert placement.ready.take(offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib) is None

@@ -20,6 +20,7 @@ from cloche_server.config import Volumes as VolumeSettings
 from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
 from cloche_server.node import create
 from cloche_server.node.demand import Demand
+from cloche_server.node.families import Families
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.messages import CreateSandbox, EgressPolicy
@@ -52,10 +53,12 @@ class RememberingNetwork:
         self.policies: dict[int, EgressPolicy] = {}
         self.failures: list[Exception] = []
 
-    def create(self, slot: int, policy: EgressPolicy, *, online: bool) -> int:
+    def new_namespace(self) -> int:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def create(self, slot: int, namespace: int, policy: EgressPolicy, *, online: bool) -> None:
         self.slots[slot] = online
         self.policies[slot] = policy
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def set_policy(self, slot: int, policy: EgressPolicy, *, online: bool) -> None:
         if self.failures:
@@ -172,12 +175,14 @@ class Node:
             (self.state / name).mkdir(parents=True, exist_ok=True)
         try:
             async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+                slots = Slots(self.limit)
                 machine = Machine(
                     config=Config(state=str(self.state)),
                     clock=self.clock,
                     driver=self.driver,
                     block=Block(0, -1),
-                    slots=Slots(self.limit),
+                    slots=slots,
+                    families=Families(slots),
                     network=self.network,  # type: ignore[arg-type] - the same verbs
                     journal=Journal(self.state / "node" / "journal"),
                     tree=RuntimeTree(self.state / "runtime" / "tree"),

@@ -202,10 +202,10 @@ async def test_sandbox_ended_while_it_is_made_leaves_nothing(
         else:
             slow, real = asyncio.Event(), node.network.create
 
-            def slowly(slot: int, policy: EgressPolicy, *, online: bool) -> int:
+            def slowly(slot: int, namespace: int, policy: EgressPolicy, *, online: bool) -> None:
                 loop.call_soon_threadsafe(reached.set)
                 asyncio.run_coroutine_threadsafe(slow.wait(), loop).result()
-                return real(slot, policy, online=online)
+                real(slot, namespace, policy, online=online)
 
             monkeypatch.setattr(node.network, "create", slowly)
             loop.call_later(0.05, slow.set)
@@ -237,9 +237,7 @@ async def test_no_namespace_stays_open(node: Node) -> None:
 
 
 async def test_restart_adopts_what_runs(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        reconcile, "_open_network", lambda _: node.network.create(0, EgressPolicy(), online=True)
-    )
+    monkeypatch.setattr(reconcile, "_open_network", lambda _: node.network.new_namespace())
     async with node.machine(dies=True) as m:
         await create.create(m, request_for("a"))
     async with node.machine() as second:

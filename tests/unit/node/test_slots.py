@@ -87,7 +87,7 @@ def test_torn_claim_is_nobodys(claimers: Claimers) -> None:
 
 
 def test_no_block_left_is_told(claimers: Claimers) -> None:
-    with pytest.raises(Unavailable, match="54 blocks"):
+    with pytest.raises(Unavailable, match="27 blocks"):
         claimers.claim("a", lambda _: True)
 
 
@@ -147,7 +147,7 @@ def test_slots_go_in_a_circle() -> None:
 
 
 def test_taken_slot_is_passed_over() -> None:
-    some = Slots(SLOTS)
+    some = Slots(10)
     some.adopt(1)
     some.adopt(0)
     assert some.take() == 2
@@ -167,9 +167,33 @@ def test_limit_is_told_and_giving_back_twice_frees_one() -> None:
 
 def test_full_block_is_told_whatever_the_limit() -> None:
     some = Slots(10_000)
-    assert {some.take() for _ in range(SLOTS)} == set(range(SLOTS))
+    assert {some.take() for _ in range(SLOTS // 2)} == set(range(SLOTS // 2))
     with pytest.raises(ResourceExhausted):
         some.take()
+
+
+def test_reserved_slots_are_nobody_elses_and_always_leave_enough() -> None:
+    """However much is reserved, as many as the limit says can be taken without a reservation."""
+    some = Slots(SLOTS // 2)
+    reserved: set[int] = set()
+    while found := some.reserve(33):
+        assert reserved.isdisjoint(found)
+        reserved |= set(found)
+    assert len(reserved) > SLOTS // 2 - 33
+    assert reserved.isdisjoint({some.take() for _ in range(SLOTS // 2)})
+    with pytest.raises(ResourceExhausted):
+        some.take_reserved(min(reserved))
+
+
+def test_what_was_reserved_is_anybodys_again() -> None:
+    some = Slots(10)
+    first = some.reserve(5)
+    some.take_reserved(first[1])
+    some.unreserve(first)
+    some.unreserve(first)
+    taken = [some.take() for _ in range(9)]
+    assert first[1] not in taken
+    assert some.taken == {*taken, first[1]}
 
 
 @given(st.lists(st.one_of(st.just(None), st.integers(0, SLOTS - 1)), max_size=60))

@@ -50,7 +50,7 @@ class PlayedNode:
                 self.asked.append(msgspec.json.decode(params, type=SetTimeout))
                 return Answer(STATE)
             case "watch":
-                return Answer([SandboxReady("ione", "build", 2, 2048)], events=self._events())
+                return Answer([SandboxReady("ione", "team", "build", 2, 2048)], events=self._events())
             case _:
                 return Answer([STATE])
 
@@ -61,7 +61,7 @@ class PlayedNode:
         return Answer({})
 
     async def _events(self) -> AsyncIterator[Event]:
-        yield Event("ready", SandboxReady("itwo", "build", 2, 2048))
+        yield Event("ready", SandboxReady("itwo", "team", "build", 2, 2048))
         yield Event("unready", SandboxUnready("ione"))
         yield Event("ended", SandboxEnded("iabc", "timeout"))
         yield Event("of_a_later_version", {})
@@ -114,11 +114,11 @@ async def test_a_watch_keeps_the_board_of_what_is_ready_until_the_link_is_lost(
     async with aclosing(placement.watch()) as events:
         assert await anext(events) == LinkUp()
         assert await anext(events) == SandboxEnded("iabc", "timeout")
-        offer = placement.ready.take("build", 2, 2048)
+        offer = placement.ready.take("team", "build", 2, 2048)
         assert offer is not None
         assert offer.sandbox_id == "itwo"
         placement.ready.add(offer)
-    assert placement.ready.take("build", 2, 2048) is None
+    assert placement.ready.take("team", "build", 2, 2048) is None
 
 
 async def test_a_node_that_is_not_there_is_unavailable(

@@ -17,7 +17,6 @@ import structlog
 
 from cloche_server.config import EDGE_UID
 from cloche_server.ids import is_sandbox_id
-from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, kill, volume_requests
 from cloche_server.node.demand import Need
@@ -265,7 +264,7 @@ async def _make_network(machine: Machine, live: Live) -> int:
     request = record.request
     # Kept there at once: a result that comes after a cancellation would be lost.
     live.network_namespace = await (
-        kill.in_thread(syscalls.new_network_namespace)
+        kill.in_thread(machine.network.new_namespace)
         if live.family is None
         else live.family.network_namespace()
     )

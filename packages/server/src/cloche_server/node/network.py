@@ -126,6 +126,14 @@ class Network:
                 raise Unavailable(f"cannot listen for egress: {error.strerror}") from error
             return listener.detach()
 
+    def new_namespace(self) -> int:
+        """Return a descriptor of a fresh network namespace; the caller closes it.
+
+        Raises:
+            OSError: The kernel refuses.
+        """
+        return syscalls.new_network_namespace()
+
     def create(self, slot: int, namespace: int, policy: EgressPolicy, *, online: bool) -> None:
         """Make a sandbox's network with what it may reach, as `wire` and `set_policy` do.
 
