@@ -21,7 +21,7 @@ _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 1, 4, 0x100, 0x200, 0x400
 
 # Attributes: if_link.h, veth.h, if_addr.h, rtnetlink.h, neighbour.h, ip.h.
 _IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_AF_SPEC = 1, 3, 4, 18, 26
-_IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_TX_QUEUES, _IFLA_RX_QUEUES = 27, 28, 31, 32
+_IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK, _IFLA_TX_QUEUES, _IFLA_RX_QUEUES = 27, 28, 29, 31, 32
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER, _INET_CONF = 1, 2, 1, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DESTINATION, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
@@ -30,6 +30,7 @@ _NDA_DESTINATION, _NDA_LLADDR = 1, 2
 _IFF_UP = 1
 _TABLE_MAIN, _BY_ADMINISTRATOR, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
 _NUD_PERMANENT = 0x80
+_SKIP_STATISTICS = 8
 ACCEPT_REDIRECTS, SEND_REDIRECTS, RP_FILTER = 4, 6, 8
 """Settings of one interface, by the numbers of ip.h; as in /proc/sys/net/ipv4/conf."""
 
@@ -92,6 +93,16 @@ def bring_up(index: int, settings: Mapping[int, int] | None = None) -> Message:
         values = b"".join(_number(name, value) for name, value in settings.items())
         body += _attribute(_IFLA_AF_SPEC, _attribute(socket.AF_INET, _attribute(_INET_CONF, values)))
     return Message(f"bring up link {index}", _SETLINK, 0, body)
+
+
+def settle(index: int) -> Message:
+    """Ask for a link whose other end has just come up, and with that have the kernel put it to use.
+
+    It does so in its own time otherwise (link_watch.c), a few milliseconds or many; a first packet that comes
+    before is dropped, and sent again after a second. Kernels before 6.8 do so only.
+    """
+    body = _LINK.pack(0, 0, index, 0, 0) + _number(_IFLA_EXT_MASK, _SKIP_STATISTICS)
+    return Message(f"settle link {index}", _GETLINK, 0, body)
 
 
 def set_group(name: str, group: int) -> Message:

@@ -161,31 +161,31 @@ class Network:
         Raises:
             OSError: The kernel refused; the message names what. Something may be there by then.
         """
-        with netlink.Socket() as host:
+        with contextlib.ExitStack() as stack:
+            host = stack.enter_context(netlink.Socket())
             pair = self._pair(slot, host.mtu_towards(_SOMEWHERE_OUTSIDE) or _USUAL_MTU)
             with syscalls.network_namespace(namespace) as own:
                 _write_settings(first_id(self._block.machine_slot(slot)))
+                inside = stack.enter_context(netlink.Socket())
                 try:
-                    _wire_inside(pair, own)
+                    inside.send(*pair.inward(own))
                 except OSError as error:
                     if error.errno not in (errno.EEXIST, errno.EBUSY):
                         raise
                     # Of the slot's last sandbox, whose end is not yet complete in the kernel.
                     host.send(netlink.remove(pair.outside.name))
-                    _wire_inside(pair, own)
+                    inside.send(*pair.inward(own))
             # While it is down, so that no address of version 6 is ever there to be taken away.
             _write(f"ipv6/conf/{pair.outside.name}/disable_ipv6", "1")
-            host.send(
-                netlink.bring_up(pair.outside.number, _OUR_SETTINGS),
-                netlink.add_address(pair.outside.number, pair.gateway, pair.address),
-                netlink.add_neighbour(pair.outside.number, pair.address, pair.inside.hardware_address),
-            )
+            host.send(*pair.outward())
+            inside.send(netlink.settle(pair.inside.number))
 
     def remove(self, slot: int) -> None:
         """Take a slot's network away: nothing passes from here on, and its policy is gone. Idempotent.
 
-        The pair goes by itself when the namespace ends. Where something holds the namespace still, such as an
-        open connection that the edge dialled, `sweep` takes the pair.
+        The pair goes by itself when the
+        namespace ends. Where something holds that still, such as an open connection that the edge dialled,
+        `sweep` takes the pair.
 
         Raises:
             Unavailable: The kernel refused; the policy may stand still, and nothing passes by it.
@@ -232,6 +232,7 @@ class Network:
             self.sweep()
 
     def _pair(self, slot: int, mtu: int) -> _Pair:
+        """The packet size is that of the way out: with a larger one, peers that filter ICMP would stall."""
         index = _FIRST_INDEX + self._block.machine_slot(slot)
         return _Pair(
             inside=netlink.End(INSIDE, _INSIDE_INDEX, netlink.random_hardware_address(), mtu),
@@ -242,28 +243,33 @@ class Network:
 
 
 class _Pair(NamedTuple):
-    """The veth pair of one slot, with the addresses of its ends."""
+    """The veth pair of one slot, with the addresses of its ends.
+
+    Both ends know each other's hardware address, so that none can be told a wrong one.
+    """
 
     inside: netlink.End
     outside: netlink.End
     gateway: IPv4Address
     address: IPv4Address
 
-
-def _wire_inside(pair: _Pair, host: int) -> None:
-    """Make the pair in the namespace that the calling thread is in, and all that belongs at this end.
-
-    The packet size is that of the way out: with a larger one inside, replies of peers that filter ICMP would
-    stall. Both ends know each other's hardware address, so that none can be told a wrong one.
-    """
-    with netlink.Socket() as inside:
-        inside.send(
-            netlink.add_pair(pair.inside, pair.outside, far_namespace=host, far_group=OFFLINE_GROUP),
-            # SAFETY: these name links of this fresh namespace, so without the pair they do nothing.
+    def inward(self, host: int) -> tuple[netlink.Message, ...]:
+        """What makes the pair, sent in the sandbox's namespace, and all that belongs at that end."""
+        return (
+            netlink.add_pair(self.inside, self.outside, far_namespace=host, far_group=OFFLINE_GROUP),
+            # SAFETY: these name links of the fresh namespace, so without the pair they do nothing.
             netlink.bring_up(_LOOPBACK_INDEX),
-            netlink.add_address(pair.inside.number, pair.address, pair.gateway),
-            netlink.add_default_route(pair.inside.number, pair.gateway),
-            netlink.add_neighbour(pair.inside.number, pair.gateway, pair.outside.hardware_address),
+            netlink.add_address(self.inside.number, self.address, self.gateway),
+            netlink.add_default_route(self.inside.number, self.gateway),
+            netlink.add_neighbour(self.inside.number, self.gateway, self.outside.hardware_address),
+        )
+
+    def outward(self) -> tuple[netlink.Message, ...]:
+        """What belongs at our end. The pair is there, so that its index is nobody else's."""
+        return (
+            netlink.bring_up(self.outside.number, _OUR_SETTINGS),
+            netlink.add_address(self.outside.number, self.gateway, self.address),
+            netlink.add_neighbour(self.outside.number, self.address, self.inside.hardware_address),
         )
 
 
