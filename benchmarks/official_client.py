@@ -1,27 +1,25 @@
 """What `cloche bench` measures through the official Python client: one act for each line that it reads.
 
-It runs under the client's own environment and knows the server only by the client's variables. A line of the
-input is the name of an act; a line of the output is `{"ms": ...}` or `{"error": ...}`. Only the act itself is
-timed: making what it needs and removing what it made are not.
+It runs under the client's own environment and speaks with the server as any client would. Only the act itself
+is timed: making what it needs and removing what it made are not.
 """
 
-import json
-import os
-import sys
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import crowds
 import data_path
+import the_server
+from costs import Act, Costs, ms_of, serve, timed
 
 from e2b_code_interpreter import Sandbox
 
 LIFE_S = 600
 BURST = 100
-MOST_AHEAD = int(os.environ["CLOCHE_MOST_AHEAD"])
-SETTLE_S = 0.7 * MOST_AHEAD
-"""After an act that takes all that the server has ready, so that the next one finds it as it should."""
+LOOP, PARALLEL = 25, 5
 FIRST_CODE = "import pandas as pd\nint(pd.DataFrame({'a': [40, 2]})['a'].sum())"
 
 
@@ -35,6 +33,12 @@ def kept() -> Sandbox:
 
 def create() -> float:
     """Ask for a sandbox and have it."""
+    the_server.until_one_is_ready()
+    return create_now()
+
+
+def create_now() -> float:
+    """The same, whatever there is."""
     began = time.perf_counter()
     sandbox = Sandbox.create(timeout=LIFE_S)
     took = time.perf_counter() - began
@@ -44,17 +48,18 @@ def create() -> float:
 
 def create_cold() -> float:
     """Ask for one more sandbox than the server has made ahead, so that it is made while we wait."""
-    taken = [Sandbox.create(timeout=LIFE_S) for _ in range(MOST_AHEAD)]
+    taken = [Sandbox.create(timeout=LIFE_S) for _ in range(the_server.MOST_AHEAD)]
     try:
-        return create()
+        return create_now()
     finally:
         for sandbox in taken:
             sandbox.kill()
-        time.sleep(SETTLE_S)
+        the_server.until_quiet()
 
 
 def create_and_node() -> float:
     """Ask for a sandbox and have Node.js say its version in it: what computesdk's benchmark counts."""
+    the_server.until_one_is_ready()
     began = time.perf_counter()
     sandbox = Sandbox.create(timeout=LIFE_S)
     try:
@@ -77,12 +82,13 @@ def burst() -> float:
         made = list(threads.map(one, range(BURST)))
         took = time.perf_counter() - began
         list(threads.map(Sandbox.kill, made))
-    time.sleep(SETTLE_S)
+    the_server.until_quiet()
     return took
 
 
 def first_run_code() -> float:
     """The first cell of a new sandbox, which uses pandas."""
+    the_server.until_one_is_ready()
     sandbox = Sandbox.create(timeout=LIFE_S)
     try:
         began = time.perf_counter()
@@ -114,7 +120,21 @@ def exec_echo() -> float:
     return took
 
 
-ACTS: dict[str, Callable[[], float]] = {
+def exec_loop() -> Costs:
+    """Commands one after the other, then a few at the same time: what an agent at work does."""
+    sandbox = kept()
+
+    def one(_: int) -> None:
+        assert sandbox.commands.run("echo 1").stdout == "1\n"
+
+    one(0)
+    each_ms = [ms_of(lambda: one(0)) for _ in range(LOOP)]
+    with ThreadPoolExecutor(PARALLEL) as threads:
+        parallel_ms = ms_of(lambda: list(threads.map(one, range(PARALLEL))))
+    return {"each": [statistics.median(each_ms)], "parallel": [parallel_ms]}
+
+
+TIMED: dict[str, Callable[[], float]] = {
     "create_warm": create,
     "create_new_client": create,
     "create_cold": create_cold,
@@ -125,16 +145,16 @@ ACTS: dict[str, Callable[[], float]] = {
     "exec_echo": exec_echo,
     **data_path.ACTS,
 }
+ACTS: dict[str, Act] = {
+    **{name: timed(act) for name, act in TIMED.items()},
+    "exec_loop": exec_loop,
+    **crowds.ACTS,
+}
 
 
 def main() -> None:
     """Answer until the input ends."""
-    for line in sys.stdin:
-        try:
-            answer: dict[str, object] = {"ms": ACTS[line.strip()]() * 1000}
-        except Exception as error:  # noqa: BLE001 - a failure is counted, whatever it was
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps(answer), flush=True)
+    serve(ACTS)
     if kept.cache_info().currsize:
         kept().kill()
     data_path.clean_up()

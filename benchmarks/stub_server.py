@@ -26,6 +26,15 @@ SANDBOX = {
     "envdAccessToken": "stub",
     "domain": None,
 }
+CELL = b"".join(
+    json.dumps(event).encode() + b"\n"
+    for event in (
+        {"type": "number_of_executions", "execution_count": 1},
+        {"type": "result", "text": "2", "is_main_result": True},
+        {"type": "end_of_execution"},
+    )
+)
+"""What came of a cell, whichever it was."""
 END = {"end": {"exitCode": 0, "exited": True, "status": "exit status 0"}}
 
 
@@ -110,7 +119,7 @@ class Stub(BaseHTTPRequestHandler):
                 self._answer(SANDBOX, 201)
             case "execute":
                 self._read()
-                self._answer(None)
+                self._head("application/json", [("Content-Length", str(len(CELL)))], data=CELL)
             case "files":
                 self._upload()
             case "Start":
@@ -136,9 +145,9 @@ class Stub(BaseHTTPRequestHandler):
                 self.wfile.write(large_output)
         elif "pty" not in request and command != "cat":
             self.wfile.write(output("stdout", b"1\n"))
-            ended.wait()
-        else:
-            ended.wait()
+        if command.startswith("cat /") or command == "echo 1":
+            processes.end(number)
+        ended.wait()
         self.wfile.write(event(END) + chunk(envelope({}, 2)) + chunk(b""))
 
     def _input(self) -> None:

@@ -6,6 +6,7 @@ The client's run under its own interpreter, because the official packages and ou
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloche_server.cli import env
-from cloche_server.cli.bench_measures import Samples
+from cloche_server.cli.bench_measures import Outcome
 from cloche_server.templates import manifest, recipe
 from cloche_wire.errors import InvalidArgument, NotFound
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SOURCE_TREE = Path(__file__).resolve().parents[5]
 _PROGRAMS = SOURCE_TREE / "benchmarks"
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 _CONNECTIONS = "512"
 """Connections that one client may have: its own default, 200, is used up by 200 streams."""
 
@@ -35,7 +37,7 @@ _CONNECTIONS = "512"
 class _Answer(msgspec.Struct):
     """One line of a worker."""
 
-    ms: float | None = None
+    costs: dict[str, list[float]] = {}
     error: str = ""
 
 
@@ -60,8 +62,8 @@ class Worker:
         assert self._process.stdout, "opened above"
         self._process.stdout.close()
 
-    def measure(self, act: str, into: Samples) -> None:
-        """Have it do the act once, and keep how long that took, or why it failed."""
+    def measure(self, act: str, into: Outcome) -> None:
+        """Have it do the act once, and keep what that cost, or why it failed."""
         assert self._process.stdin, "opened above"
         assert self._process.stdout, "opened above"
         try:
@@ -69,22 +71,24 @@ class Worker:
             answer = msgspec.json.decode(self._process.stdout.readline(), type=_Answer)
         except (BrokenPipeError, msgspec.DecodeError):
             answer = _Answer(error=f"the worker ended with {self._process.wait(timeout=10)}")
-        if answer.ms is not None:
-            into.ms.append(answer.ms)
+        if answer.error:
+            into.fail(answer.error)
         else:
-            into.failures.append(answer.error)
+            into.add(answer.costs)
 
 
 class Workers:
     """How to start each of them."""
 
-    def __init__(self, config: Config, server: RunningServer, client: Path) -> None:
+    def __init__(self, config: Config, server: RunningServer, client: Path, samples: int, crowd: int) -> None:
         """Look for what they need.
 
         Args:
             config: The server's settings.
             server: The server that is measured.
             client: The Python that has the official client.
+            samples: How often an act that is done once repeats what it measures.
+            crowd: How many sandboxes such an act keeps alive.
 
         Raises:
             NotFound: The source tree, the client's environment or the template is not there.
@@ -107,7 +111,11 @@ class Workers:
         self._env |= {
             "E2B_MAX_CONNECTIONS": _CONNECTIONS,
             "CLOCHE_AGENTS": str(config.run_dir / "agents"),
+            "CLOCHE_JOURNAL": str(config.journal_dir),
             "CLOCHE_MOST_AHEAD": str(config.ahead.most),
+            "CLOCHE_SUPERVISOR": str(server.supervisor.pid),
+            "CLOCHE_SAMPLES": str(samples),
+            "CLOCHE_CROWD": str(crowd),
         }
 
     def official(self) -> Worker:
@@ -123,20 +131,37 @@ class Workers:
         with stub:
             assert stub.stdout, "opened above"
             url = f"http://127.0.0.1:{int(stub.stdout.readline())}"
-            with Worker(self._client, self._env | {"E2B_API_URL": url, "E2B_SANDBOX_URL": url}) as worker:
+            own = {"E2B_API_URL": url, "E2B_SANDBOX_URL": url, "CLOCHE_MOST_AHEAD": "0"}
+            with Worker(self._client, self._env | own) as worker:
                 yield worker
             assert stub.stdin, "opened above"
             stub.stdin.close()
 
     def machine(self) -> Worker:
         """The bare machine."""
-        own_mounts = ["unshare", "--mount", "--propagation", "private"]
         program = [sys.executable, str(_PROGRAMS / "bare_machine.py"), str(self._rootfs)]
-        return Worker([*own_mounts, *program], dict(os.environ))
+        return Worker([*_OWN_MOUNTS, *program], dict(os.environ))
+
+    def lacks(self, program: str) -> str:
+        """Why baselines that need this program cannot be measured; empty when they can."""
+        return "" if shutil.which(program) else "not installed"
 
     def client_version(self) -> str:
         """Names and versions of the official packages."""
         names = "('e2b', 'e2b-code-interpreter')"
         code = f"import importlib.metadata as m; print(*[n + ' ' + m.version(n) for n in {names}])"
-        done = subprocess.run([self._client[0], "-c", code], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+        return _said([self._client[0], "-c", code])
+
+    def pythons(self) -> dict[str, str]:
+        """Versions of Python: the server's, the client's, the template's."""
+        version = ["-c", "import platform; print(platform.python_version())"]
+        inside = ["chroot", str(self._rootfs), "/usr/bin/env", "-i", f"PATH={os.defpath}", "python3", "-B"]
+        return {
+            "server": _said([sys.executable, *version]),
+            "client": _said([self._client[0], *version]),
+            "template": _said([*inside, *version]),
+        }
+
+
+def _said(argv: list[str]) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()

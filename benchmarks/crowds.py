@@ -1,0 +1,109 @@
+"""What `cloche bench` measures with many sandboxes at once, and of the server itself."""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+import processes
+import the_server
+from costs import Act, Costs, ms_of
+
+from e2b_code_interpreter import Sandbox
+
+LIFE_S = 3600
+PATIENCE_S = 120
+CROWD = int(os.environ.get("CLOCHE_CROWD", "0"))
+"""How many sandboxes `density` and `create_many` keep alive."""
+SAMPLES = int(os.environ.get("CLOCHE_SAMPLES", "30"))
+WARM_UPS = 3
+AT_ONCE = 4
+CREATES = 60
+"""Creates and kills of one sample of `creates_per_s`."""
+IDLE_S = 10.0
+INTERPRETER = "import numpy, pandas, matplotlib.pyplot"
+"""What the server imports in interpreters that it makes ahead."""
+
+
+def new() -> Sandbox:
+    """One more sandbox."""
+    return Sandbox.create(timeout=LIFE_S, request_timeout=PATIENCE_S)
+
+
+@contextmanager
+def crowd(count: int) -> Iterator[list[Sandbox]]:
+    """So many sandboxes, and a server that is done with making them."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        futures = [threads.submit(new) for _ in range(count)]
+        try:
+            made = [future.result() for future in futures]
+            the_server.until_quiet()
+            yield made
+        finally:
+            wait(futures)
+            list(threads.map(Sandbox.kill, (one.result() for one in futures if not one.exception())))
+            the_server.until_quiet()
+
+
+def creates_per_s() -> Costs:
+    """Creates and kills, a few at a time, one after the other; those that were ready are used up before."""
+
+    def one(_: int) -> None:
+        new().kill()
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        list(threads.map(one, range(the_server.MOST_AHEAD)))
+        took_ms = ms_of(lambda: list(threads.map(one, range(CREATES))))
+    the_server.until_quiet()
+    return {"ms": [took_ms / CREATES]}
+
+
+def creates() -> Costs:
+    """Creates, one after the other, each when the server has nothing else to do and one is ready."""
+    taken_ms: list[float] = []
+    for _ in range(WARM_UPS + SAMPLES):
+        the_server.until_one_is_ready()
+        began = time.perf_counter()
+        sandbox = new()
+        taken_ms.append((time.perf_counter() - began) * 1000)
+        sandbox.kill()
+    return {"ms": taken_ms[WARM_UPS:]}
+
+
+def create_many() -> Costs:
+    """The same among many others that are alive."""
+    with crowd(CROWD):
+        return creates()
+
+
+def density() -> Costs:
+    """Memory of each idle sandbox that has an interpreter with the usual packages.
+
+    Counted twice: what the kernel says of its processes, and what the machine has less. The latter holds all
+    that a sandbox costs anywhere (the kernel's own, files in memory), and whatever else the machine did.
+    """
+    the_server.until_quiet()
+    alive, available_mib = len(the_server.records()), processes.available_mib()
+    with crowd(CROWD) as made:
+        for sandbox in made:
+            assert sandbox.run_code(INTERPRETER).error is None
+        the_server.until_quiet()
+        fewer_mib = available_mib - processes.available_mib()
+        more = len(the_server.records()) - alive
+        pss_mib = the_server.sandboxes_pss_mib([sandbox.sandbox_id for sandbox in made])
+    return {"pss": pss_mib, "available": [fewer_mib / more]}
+
+
+def idle_rss() -> Costs:
+    """Memory of the server's own processes, and what they use of a core while nobody asks for anything."""
+    the_server.until_quiet()
+    pids = the_server.own_processes()
+    before_s, began = sum(map(processes.cpu_s, pids)), time.monotonic()
+    time.sleep(IDLE_S)
+    used_s = sum(map(processes.cpu_s, pids)) - before_s
+    share_pct = 100 * used_s / (time.monotonic() - began)
+    return {"pss": [sum(map(processes.pss_mib, pids))], "cpu": [share_pct]}
+
+
+ACTS: dict[str, Act] = {act.__name__: act for act in (creates_per_s, creates, create_many, density, idle_rss)}

@@ -1,0 +1,71 @@
+"""What a worker of `cloche bench` sees of the measured server from outside: processes, journal of sandboxes.
+
+Against the stub there is neither: nothing is made ahead, and nothing has to be waited for.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import processes
+
+MOST_AHEAD = int(os.environ.get("CLOCHE_MOST_AHEAD", "0"))
+"""How many sandboxes it keeps ready at most."""
+JOURNAL = Path(os.environ.get("CLOCHE_JOURNAL", "/nonexistent"))
+SUPERVISOR = int(os.environ.get("CLOCHE_SUPERVISOR", "0"))
+LOOK_EVERY_S = 0.01
+QUIET_S = 1.0
+PATIENCE_S = 60.0
+
+
+def records() -> dict[str, dict[str, object]]:
+    """The journal: a record of each sandbox by its id."""
+    found: dict[str, dict[str, object]] = {}
+    for path in JOURNAL.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path.stem] = json.loads(path.read_text())
+    return found
+
+
+def states() -> Counter[str]:
+    """How many sandboxes are in which state."""
+    return Counter(str(record["state"]) for record in records().values())
+
+
+def until_one_is_ready() -> None:
+    """Wait for a sandbox made ahead; in vain where none is wanted, because memory is short, say.
+
+    Whoever creates without a pause uses up what is there and measures something else from then on.
+    """
+    deadline_s = time.monotonic() + PATIENCE_S
+    while MOST_AHEAD and not states()["ready"] and time.monotonic() < deadline_s:
+        time.sleep(LOOK_EVERY_S)
+
+
+def until_quiet() -> None:
+    """Wait until it makes no sandbox and ends none."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    seen, since_s = states(), time.monotonic()
+    while time.monotonic() < deadline_s:
+        time.sleep(LOOK_EVERY_S * 10)
+        now = states()
+        if now != seen or now["creating"]:
+            seen, since_s = now, time.monotonic()
+        if time.monotonic() - since_s > QUIET_S:
+            return
+
+
+def own_processes() -> list[int]:
+    """Its processes; those of sandboxes are in pid namespaces of their own."""
+    here = processes.namespace(SUPERVISOR)
+    return [pid for pid in processes.descendants(SUPERVISOR) if processes.namespace(pid) == here]
+
+
+def sandboxes_pss_mib(ids: list[str]) -> list[float]:
+    """Memory of each of these sandboxes, over all of its processes."""
+    kept, members = records(), processes.by_namespace()
+    inits = [int(kept[name]["init"]["pid"]) for name in ids]  # type: ignore[index]
+    return [sum(map(processes.pss_mib, members[processes.namespace(init)])) for init in inits]
