@@ -36,6 +36,7 @@ security:       ## One file per boundary; as root
 	@$(PYTEST) tests/security
 bench:          ## Measure the running server against its promises
 	@tools/official-clients python
+	@tools/bench-kernel
 	@$(BIN)/cloche bench --state "$(STATE)"
 sync-sdk:       ## Write the synchronous SDK from the asynchronous one
 	@$(BIN)/python tools/unasync.py

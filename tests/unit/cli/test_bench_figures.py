@@ -119,7 +119,7 @@ class _Workers:
     def machine(self) -> AbstractContextManager[_Worker]:
         return nullcontext(self.worker)
 
-    floor = machine
+    floor = jupyter = machine
 
 
 def _run(measures: list[Measure], samples: int) -> tuple[list[Figure], list[str]]:

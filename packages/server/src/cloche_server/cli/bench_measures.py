@@ -47,6 +47,7 @@ class Where(Enum):
     SERVER = "the official client, against the running server"
     STUB = "the official client, against a server that does no work: the client's own time"
     MACHINE = "the bare machine"
+    JUPYTER = "ipykernel through jupyter_client, under the template's Python"
 
 
 class Baseline(NamedTuple):
@@ -104,6 +105,7 @@ class Measure(NamedTuple):
 
 ONCE = 0
 _RARELY, _SELDOM = 3, 10
+IPYKERNEL = "ipykernel"
 _CRUN = Baseline("crun_true")
 _BASH = Baseline("bash_echo")
 
@@ -130,12 +132,13 @@ MEASURES = (
     Measure("create_cold", (_CRUN,), every=_RARELY),
     Measure(
         "first_run_code",
-        (Baseline("python_import"),),
+        (Baseline("python_import"), Baseline("ipykernel_cold", Where.JUPYTER, IPYKERNEL, _RARELY)),
     ),
     Measure(
         "run_code_hot",
         (
             Baseline("run_code_hot", Where.STUB),
+            Baseline("ipykernel_hot", Where.JUPYTER, IPYKERNEL),
             Baseline("python_pass"),
         ),
     ),
@@ -164,7 +167,8 @@ MEASURES = (
     ),
     Measure(
         "density",
-        shown=(
+        (Baseline("ipykernels", Where.JUPYTER, IPYKERNEL),),
+        (
             Shown("density", PER_GIB, "pss"),
             Shown("density, each", MIB, "pss"),
             Shown("density, machine", PER_GIB, "available"),

@@ -50,7 +50,7 @@ class _Acts:
         self._measures = measures
         self._hot = stack.enter_context(workers.official())
         self._doers = {Where.SERVER: self._hot}
-        starts = {Where.STUB: workers.floor, Where.MACHINE: workers.machine}
+        starts = {Where.STUB: workers.floor, Where.MACHINE: workers.machine, Where.JUPYTER: workers.jupyter}
         for where, start in starts.items():
             if any(baseline.where is where for measure in measures for baseline in measure.baselines):
                 self._doers[where] = stack.enter_context(start())

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloche_server.cli import env
-from cloche_server.cli.bench_measures import Outcome
+from cloche_server.cli.bench_measures import IPYKERNEL, Outcome
 from cloche_server.templates import manifest, recipe
 from cloche_wire.errors import InvalidArgument, NotFound
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SOURCE_TREE = Path(__file__).resolve().parents[5]
 _PROGRAMS = SOURCE_TREE / "benchmarks"
+_KERNEL_PACKAGES = SOURCE_TREE / ".venv-ipykernel"
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 _CONNECTIONS = "512"
 """Connections that one client may have: its own default, 200, is used up by 200 streams."""
@@ -142,8 +144,18 @@ class Workers:
         program = [sys.executable, str(_PROGRAMS / "bare_machine.py"), str(self._rootfs)]
         return Worker([*_OWN_MOUNTS, *program], dict(os.environ))
 
+    @contextmanager
+    def jupyter(self) -> Generator[Worker]:
+        """Kernels of Jupyter, under the template's Python."""
+        with tempfile.TemporaryDirectory(prefix="cloche-bench-") as place:
+            program = [str(_PROGRAMS / "in-template"), str(self._rootfs), str(_KERNEL_PACKAGES), place]
+            with Worker([*_OWN_MOUNTS, *program, "jupyter.py"], dict(os.environ)) as worker:
+                yield worker
+
     def lacks(self, program: str) -> str:
         """Why baselines that need this program cannot be measured; empty when they can."""
+        if program == IPYKERNEL:
+            return "" if _KERNEL_PACKAGES.exists() else "not installed: run tools/bench-kernel"
         return "" if shutil.which(program) else "not installed"
 
     def client_version(self) -> str:
