@@ -124,7 +124,8 @@ class _Workers:
 
 def _run(measures: list[Measure], samples: int) -> tuple[list[Figure], list[str]]:
     workers = _Workers()
-    return bench_rounds.run(workers, measures, samples), workers.worker.asked  # type: ignore[arg-type]
+    figures = bench_rounds.run(workers, measures, samples, lambda _: None)  # type: ignore[arg-type]
+    return figures, workers.worker.asked
 
 
 def test_warm_ups_are_dropped_and_rare_acts_have_fewer_samples() -> None:

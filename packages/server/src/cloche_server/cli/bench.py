@@ -64,7 +64,7 @@ def bench(
             client=workers.client_version(),
             rounds=samples,
             crowd=crowd,
-            figures=bench_rounds.run(workers, chosen, samples),
+            figures=bench_rounds.run(workers, chosen, samples, _tell),
             absent=absent,
         )
     bench_table.show(report)
@@ -72,6 +72,11 @@ def bench(
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     if any(figure.samples.failures for figure in report.figures):
         sys.exit(1)
+
+
+def _tell(what: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(what, err=True)
 
 
 def _choose(workers: Workers, only: tuple[str, ...]) -> tuple[list[Measure], list[Absent]]:

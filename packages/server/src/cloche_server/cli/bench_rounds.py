@@ -8,26 +8,31 @@ from typing import TYPE_CHECKING
 from cloche_server.cli.bench_measures import ONCE, Baseline, Beside, Figure, Measure, Outcome, Where
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloche_server.cli.bench_workers import Workers
 
 WARM_UPS = 3
 """Rounds at the beginning whose costs are dropped."""
 
 
-def run(workers: Workers, measures: list[Measure], samples: int) -> list[Figure]:
+def run(workers: Workers, measures: list[Measure], samples: int, tell: Callable[[str], None]) -> list[Figure]:
     """Do everything and return what was measured.
 
     Args:
         workers: Who does it.
         measures: What is measured, with those baselines only that can be done here.
         samples: Rounds that count.
+        tell: Told what begins: a whole run takes many minutes.
     """
     with ExitStack() as stack:
         acts = _Acts(workers, stack, measures)
         for measure in measures:
             if measure.every == ONCE:
+                tell(measure.name)
                 acts.do(measure, 0)
         for turn in range(WARM_UPS + samples):
+            tell(f"round {turn + 1} of {WARM_UPS + samples}")
             for measure in measures:
                 if is_due(measure.every, turn):
                     acts.do(measure, turn)

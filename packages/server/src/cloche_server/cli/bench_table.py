@@ -14,7 +14,7 @@ from cloche_server.cli.bench_measures import Where
 if TYPE_CHECKING:
     from cloche_server.cli.bench_measures import Beside, Figure, Report, Samples, Unit
 
-MIN_WIDTH = 130
+MIN_WIDTH = 140
 _SHARES = (0.5, 0.95, 0.99)
 _NUMBERS = ("n", "p50", "p95", "p99", "failed")
 
@@ -39,7 +39,7 @@ def _table(report: Report) -> Table:
     table = Table(title=title, caption=caption)
     columns = ("", "unit", *_NUMBERS, "baseline", *_NUMBERS, "ratio")
     for name in columns:
-        table.add_column(name, justify="right" if name in (*_NUMBERS, "ratio") else "left")
+        table.add_column(name, justify="right" if name in (*_NUMBERS, "ratio") else "left", no_wrap=True)
     for figure in report.figures:
         own = [figure.name, figure.unit.shown, *_numbers(figure.samples, figure.unit)]
         for baseline in figure.baselines or [None]:
