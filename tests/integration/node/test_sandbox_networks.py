@@ -153,8 +153,8 @@ def test_the_first_packet_of_a_network_made_just_now_passes(network: Network, tm
     """Without `netlink.settle` some 7 of 60 were lost, and would be sent again after a second only."""
     with outside.played(tmp_path):
         for slot in range(60):
-            with held(network.create(slot, NO_POLICY, online=True)) as namespace:
-                assert connects(namespace, (outside.PUBLIC, outside.PORT)), slot
+            with held(made(network, slot, NO_POLICY)) as namespace:
+                assert connects(namespace, (outside.PUBLIC, outside.PORT), within_s=0.9), slot
                 network.remove(slot)
 
 
