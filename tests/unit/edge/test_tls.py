@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.unit.edge.world import DAEMON, World
 
-from cloche_server.edge import tls
+from cloche_server.edge import certificates, tls
 from cloche_server.edge.listener import Edge
 from cloche_wire.errors import InvalidArgument
 
@@ -31,7 +31,7 @@ def strict_client(files: tls.TlsFiles) -> ssl.SSLContext:
 @pytest.fixture
 def secure_world(world: World) -> World:
     folder = tls.folder(world.config)
-    tls.ensure_certificates(folder, DOMAIN)
+    certificates.ensure_certificates(folder, DOMAIN)
     world.edge = Edge(world.config, tls.ServerCertificate(folder))
     return world
 
@@ -83,9 +83,9 @@ async def test_without_certificates_https_is_refused_and_http_served(world: Worl
 
 
 def test_a_second_call_changes_nothing(tmp_path: Path) -> None:
-    files = tls.ensure_certificates(tmp_path, DOMAIN)
+    files = certificates.ensure_certificates(tmp_path, DOMAIN)
     before = {path: path.read_bytes() for path in files}
-    tls.ensure_certificates(tmp_path, "CLOCHE.localhost")
+    certificates.ensure_certificates(tmp_path, "CLOCHE.localhost")
     assert {path: path.read_bytes() for path in files} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
 
@@ -93,14 +93,14 @@ def test_a_second_call_changes_nothing(tmp_path: Path) -> None:
 def test_keys_are_private_and_certificates_public(tmp_path: Path) -> None:
     old = os.umask(0o077)
     try:
-        files = tls.ensure_certificates(tmp_path / "tls", DOMAIN)
+        files = certificates.ensure_certificates(tmp_path / "tls", DOMAIN)
     finally:
         os.umask(old)
     assert [path.stat().st_mode & 0o777 for path in files] == [0o644, 0o600, 0o644, 0o600, 0o644]
 
 
 def test_the_authority_may_sign_for_this_server_alone(tmp_path: Path) -> None:
-    files = tls.ensure_certificates(tmp_path, DOMAIN)
+    files = certificates.ensure_certificates(tmp_path, DOMAIN)
     authority = x509.load_pem_x509_certificate(files.authority.read_bytes())
     constraints = authority.extensions.get_extension_for_class(x509.NameConstraints)
     assert constraints.critical
@@ -110,26 +110,26 @@ def test_the_authority_may_sign_for_this_server_alone(tmp_path: Path) -> None:
 
 def test_a_leaf_near_its_end_is_renewed_by_the_same_authority(tmp_path: Path) -> None:
     long_ago = datetime.now(UTC) - timedelta(days=800)
-    files = tls.ensure_certificates(tmp_path, DOMAIN, now=long_ago)
+    files = certificates.ensure_certificates(tmp_path, DOMAIN, now=long_ago)
     before = [path.read_bytes() for path in (files.authority, files.certificate)]
-    tls.ensure_certificates(tmp_path, DOMAIN)
+    certificates.ensure_certificates(tmp_path, DOMAIN)
     after = [path.read_bytes() for path in (files.authority, files.certificate)]
     assert (before[0] == after[0], before[1] == after[1]) == (True, False)
 
 
 @pytest.mark.parametrize("domain", ["sandboxes.example", "192.0.2.5:3000", "[2001:db8::5]:443"])
 def test_another_domain_gets_certificates_of_its_own(tmp_path: Path, domain: str) -> None:
-    first = tls.ensure_certificates(tmp_path, DOMAIN).certificate.read_bytes()
-    files = tls.ensure_certificates(tmp_path, domain)
+    first = certificates.ensure_certificates(tmp_path, DOMAIN).certificate.read_bytes()
+    files = certificates.ensure_certificates(tmp_path, domain)
     assert files.certificate.read_bytes() != first
     assert tls.ServerCertificate(tmp_path).context() is not None
 
 
 def test_torn_files_are_made_anew(tmp_path: Path) -> None:
-    files = tls.ensure_certificates(tmp_path, DOMAIN)
+    files = certificates.ensure_certificates(tmp_path, DOMAIN)
     files.authority.write_text("torn")
     files.key.write_text("")
-    tls.ensure_certificates(tmp_path, DOMAIN)
+    certificates.ensure_certificates(tmp_path, DOMAIN)
     assert tls.ServerCertificate(tmp_path).context() is not None
 
 
@@ -137,14 +137,14 @@ def test_the_bundle_adds_our_authority_to_the_roots_in_use_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roots = tmp_path / "roots.pem"
-    other = tls.ensure_certificates(tmp_path / "other", DOMAIN).authority.read_bytes()
+    other = certificates.ensure_certificates(tmp_path / "other", DOMAIN).authority.read_bytes()
     roots.write_bytes(other)
     monkeypatch.setenv("SSL_CERT_FILE", str(roots))
-    files = tls.ensure_certificates(tmp_path / "own", DOMAIN)
+    files = certificates.ensure_certificates(tmp_path / "own", DOMAIN)
     assert files.bundle.read_bytes() == other + files.authority.read_bytes()
     monkeypatch.setenv("SSL_CERT_FILE", str(files.bundle))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(roots))
-    tls.ensure_certificates(tmp_path / "own", DOMAIN)
+    certificates.ensure_certificates(tmp_path / "own", DOMAIN)
     assert files.bundle.read_bytes().count(b"BEGIN CERTIFICATE") == 2
 
 
@@ -170,18 +170,18 @@ def bought(names: list[str], *, days: int = 90) -> tuple[bytes, bytes]:
 
 
 def test_a_certificate_of_the_operators_is_kept_over_restarts(tmp_path: Path) -> None:
-    tls.ensure_certificates(tmp_path, DOMAIN)
+    certificates.ensure_certificates(tmp_path, DOMAIN)
     chain, key = bought(["cloche.localhost", "*.cloche.localhost"])
-    tls.use_certificate(tmp_path, DOMAIN, chain, key)
-    files = tls.ensure_certificates(tmp_path, DOMAIN)
+    certificates.use_certificate(tmp_path, DOMAIN, chain, key)
+    files = certificates.ensure_certificates(tmp_path, DOMAIN)
     assert (files.certificate.read_bytes(), files.key.read_bytes()) == (chain, key)
     assert files.key.stat().st_mode & 0o777 == 0o600
 
 
 def test_for_another_domain_the_operators_certificate_gives_way(tmp_path: Path) -> None:
     chain, key = bought(["*.cloche.localhost"])
-    tls.use_certificate(tmp_path, DOMAIN, chain, key)
-    assert tls.ensure_certificates(tmp_path, "box.example").certificate.read_bytes() != chain
+    certificates.use_certificate(tmp_path, DOMAIN, chain, key)
+    assert certificates.ensure_certificates(tmp_path, "box.example").certificate.read_bytes() != chain
 
 
 @pytest.mark.parametrize(
@@ -195,18 +195,18 @@ def test_for_another_domain_the_operators_certificate_gives_way(tmp_path: Path) 
 def test_an_unfit_certificate_is_refused_and_nothing_changes(
     names: list[str], days: int, other_key: bool, told: str, tmp_path: Path
 ) -> None:
-    files = tls.ensure_certificates(tmp_path, DOMAIN)
+    files = certificates.ensure_certificates(tmp_path, DOMAIN)
     before = files.certificate.read_bytes(), files.key.read_bytes()
     chain, key = bought(names, days=days)
     with pytest.raises(InvalidArgument, match=told):
-        tls.use_certificate(tmp_path, DOMAIN, chain, bought(names)[1] if other_key else key)
+        certificates.use_certificate(tmp_path, DOMAIN, chain, bought(names)[1] if other_key else key)
     assert (files.certificate.read_bytes(), files.key.read_bytes()) == before
 
 
 @pytest.mark.parametrize("chain", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_what_is_no_certificate_is_refused(chain: bytes, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="cannot read"):
-        tls.use_certificate(tmp_path, DOMAIN, chain, bought(["*.x"])[1])
+        certificates.use_certificate(tmp_path, DOMAIN, chain, bought(["*.x"])[1])
 
 
 async def test_a_renewed_certificate_is_served_without_a_restart(secure_world: World) -> None:
@@ -215,7 +215,7 @@ async def test_a_renewed_certificate_is_served_without_a_restart(secure_world: W
     async with secure_world.running() as world:
         for _ in range(2):
             chain, key = bought(["*.cloche.localhost"])
-            tls.use_certificate(folder, DOMAIN, chain, key)
+            certificates.use_certificate(folder, DOMAIN, chain, key)
             assert await served(world) == ssl.PEM_cert_to_DER_cert(chain.decode())
         tls.files(folder).certificate.write_text("torn")
         assert await served(world) == ssl.PEM_cert_to_DER_cert(chain.decode())

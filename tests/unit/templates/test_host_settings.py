@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cloche_server.edge import tls
+from cloche_server.edge import certificates
 from cloche_server.templates import host_settings
 
 _FIRST = b"-----BEGIN CERTIFICATE-----\nMIIBfirst\n-----END CERTIFICATE-----"
@@ -34,7 +34,7 @@ def test_authorities_beyond_the_packaged_ones_are_taken_once(tmp_path: Path) -> 
 
 def test_the_authority_of_a_server_of_ours_is_none_of_the_machines(tmp_path: Path) -> None:
     """After `eval "$(cloche env)"` the next build took it in, and its recipe no longer matched."""
-    files = tls.ensure_certificates(tmp_path / "tls", "cloche.localhost:3000")
+    files = certificates.ensure_certificates(tmp_path / "tls", "cloche.localhost:3000")
     (tmp_path / "local" / "own.crt").write_bytes(_SECOND)
     assert host_settings.extra_certificates({"SSL_CERT_FILE": str(files.authority)}) == (_SECOND,)
 

@@ -12,7 +12,7 @@ import msgspec
 from cloche_server import disk_space
 from cloche_server.cli import checks
 from cloche_server.config import API_UID
-from cloche_server.edge import tls
+from cloche_server.edge import certificates, tls
 from cloche_server.ids import new_sandbox_id
 from cloche_server.node.journal import Journal
 from cloche_server.templates import builder, host_settings, recipe, superseded
@@ -126,7 +126,7 @@ def remove_superseded_templates(config: Config) -> list[str]:
 
 def ensure_certificates(config: Config) -> None:
     """Make the edge's certificates, or renew them."""
-    tls.ensure_certificates(tls.folder(config), config.public_domain)
+    certificates.ensure_certificates(tls.folder(config), config.public_domain)
 
 
 def ensure_key(config: Config) -> str | None:

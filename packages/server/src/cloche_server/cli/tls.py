@@ -17,7 +17,9 @@ from cloche_server.cli import env
 from cloche_server.cli.lock import running_server
 from cloche_server.cli.output import explain, is_root, note, state_option
 from cloche_server.config import Config
-from cloche_server.edge import tls as certificates
+from cloche_server.edge import certificates
+from cloche_server.edge.tls import TlsFiles
+from cloche_server.edge.tls import folder as tls_folder
 from cloche_wire.errors import InvalidArgument, NotFound, PermissionDenied
 
 _RESOLUTION = Path(__file__).with_name("name_resolution")
@@ -45,7 +47,7 @@ def init(state: str | None, domain: str | None) -> None:
     """
     with explain():
         config = _load(state, domain)
-        files = certificates.ensure_certificates(certificates.folder(config), config.public_domain)
+        files = certificates.ensure_certificates(tls_folder(config), config.public_domain)
         leaf = x509.load_pem_x509_certificates(files.certificate.read_bytes())[0]
         host = _host(config)
         note(
@@ -74,7 +76,7 @@ def use(certificate: Path, key: Path, state: str | None, domain: str | None) -> 
     with explain():
         config = _load(state, domain)
         chain, private = _read(certificate), _read(key)
-        folder = certificates.folder(config)
+        folder = tls_folder(config)
         leaf = certificates.use_certificate(folder, config.public_domain, chain, private)
         note(f"*.{_host(config)} is served with {certificate} until {leaf.not_valid_after_utc:%Y-%m-%d}")
 
@@ -113,7 +115,7 @@ def _resolves(name: str) -> bool:
 
 def _resolution(config: Config, host: str) -> list[str]:
     """Put our two small programs where every user may read them; return the lines that make them known."""
-    folder = certificates.folder(config) / "clients"
+    folder = tls_folder(config) / "clients"
     folder.mkdir(mode=0o755, exist_ok=True)
     for name in ("sitecustomize.py", "resolve.cjs"):
         shutil.copyfile(_RESOLUTION / name, folder / name)
@@ -126,7 +128,7 @@ def _resolution(config: Config, host: str) -> list[str]:
     ]
 
 
-def _advice(files: certificates.TlsFiles, url: str) -> list[str]:
+def _advice(files: TlsFiles, url: str) -> list[str]:
     digest = certificates.public_key_digest(files.authority)
     return [
         f"curl:     curl --cacert {files.authority} {url}",
