@@ -107,11 +107,7 @@ class Edge:
             follower = background.create_task(self._gateway.table.follow())
             async with asyncio.TaskGroup() as clients:
                 acceptor = clients.create_task(self._accept(listener, clients))
-                log.info(
-                    "edge.started",
-                    address=str(listener.getsockname()),
-                    https=self._certificate.context() is not None,
-                )
+                log.info("edge.started", address=str(listener.getsockname()))
                 await self._stop.wait()
                 acceptor.cancel()
                 await self._finish()

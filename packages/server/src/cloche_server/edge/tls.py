@@ -42,7 +42,10 @@ def files(folder: Path) -> TlsFiles:
 
 
 class ServerCertificate:
-    """The certificate of the https server, followed as its files change: no restart for a renewal."""
+    """The certificate of the https server, followed as its files change: no restart for a renewal.
+
+    The first handshake loads it: a context takes OpenSSL 3 MiB, and many servers are never asked for one.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Nothing is read yet; `folder` holds the files, or will."""
