@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
 import stat
@@ -20,8 +21,16 @@ REMOVAL_S = 300.0
 """How long the removal of a tree may take that sandboxes go on writing to."""
 
 _BATCH = 1000
-_OWN_DESCRIPTORS = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-"""Where a file without a name is linked from; opened here, since the process later has no /proc."""
+
+
+@functools.cache
+def own_descriptors() -> int:
+    """Return the folder that a file without a name is linked from.
+
+    Called once before the process is confined, which then has no /proc; by that process and not when the
+    module is loaded, since `self` is whoever opens it.
+    """
+    return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 class Attributes(NamedTuple):
@@ -191,7 +200,7 @@ class Upload:
     def _link(self, name: str) -> None:
         os.link(
             str(self._file), name,
-            src_dir_fd=_OWN_DESCRIPTORS, dst_dir_fd=self._parent, follow_symlinks=True,
+            src_dir_fd=own_descriptors(), dst_dir_fd=self._parent, follow_symlinks=True,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ import uvicorn
 from cloche_server import link
 from cloche_server.config import EDGE_UID, Config
 from cloche_server.node.messages import OpenVolume
+from cloche_server.volumes import changes
 from cloche_server.volumes.app import create_app
 from cloche_wire.errors import DeadlineExceeded, Unavailable
 
@@ -38,7 +39,7 @@ log = structlog.get_logger()
 
 
 class Service:
-    """The server, all of its code loaded."""
+    """The server, all of its code loaded and what it needs of /proc open."""
 
     def __init__(self, node_socket: Path, listener: socket.socket) -> None:
         """Load everything; nothing is served yet.
@@ -67,6 +68,7 @@ class Service:
         self._config.load()
         for name in _LOADED_LATE:
             importlib.import_module(name)
+        changes.own_descriptors()
 
     def run(self) -> None:
         """Serve until SIGTERM, then let requests end and return."""
