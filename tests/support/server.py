@@ -174,8 +174,7 @@ def _children(pid: int) -> list[int]:
 
 def _is_part(pid: int, name: str) -> bool:
     with contextlib.suppress(OSError):
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return b"cloche_server.cli.component" in argv and name.encode() in argv
+        return Path(f"/proc/{pid}/comm").read_text() == f"cloche-{name}\n"
     return False
 
 

@@ -19,7 +19,7 @@ from cloche_server.config import Config
 from cloche_server.isolation import loop_image
 from cloche_server.isolation.container import driver
 from cloche_server.isolation.container.driver import ContainerDriver
-from cloche_server.node import agent_link, create, runtime_tree, service
+from cloche_server.node import agent_link, create, service
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Trash
 from cloche_server.node.network import Network
@@ -45,13 +45,12 @@ STEPS: dict[str, tuple[Any, str]] = {
 
 def main() -> None:
     config, tree, *crash = sys.argv[1:]
-    runtime_tree.ensure = lambda _: RuntimeTree(Path(tree))
     for point in crash:
         step, count = point.split(":")
         owner, name = STEPS[step]
         armed = Path(msgspec.json.decode(config)["state"], "armed")
         setattr(owner, name, dying_after(getattr(owner, name), int(count), armed))
-    service.run(msgspec.json.decode(config, type=Config))
+    service.run(msgspec.json.decode(config, type=Config), RuntimeTree(Path(tree)))
 
 
 def dying_after(function: Callable[..., Any], count: int, armed: Path) -> Callable[..., Any]:

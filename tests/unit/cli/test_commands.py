@@ -64,10 +64,8 @@ def test_error_is_one_sentence_with_advice_and_status_1(tmp_path: Path) -> None:
 
 
 def test_environment_for_clients_names_the_server_and_its_key(state: Path) -> None:
-    held = StateLock(state)
-    held.publish(
-        host="127.0.0.1", port=3999, domain="cloche.localhost:3999", isolation="container", ready=True
-    )
+    held = StateLock.take(state)
+    held.publish(Config(port=3999, isolation="container"), is_ready=True)
     result = CliRunner().invoke(main.cli, ["env", "--state", str(state)])
     held.release()
     lines = result.stdout.splitlines()

@@ -1,103 +1,128 @@
-"""The supervisor starts three processes, replaces those that end, and ends them all in order."""
+"""The supervisor starts the server's processes, replaces those that end, and ends them all in order."""
 
 import os
 import signal
-import socket
-import threading
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
+from tests.support.source import ROOT
 from tests.support.waiting import until
-from tests.unit.cli import stub_component
+from tests.unit.cli import stub_server
+from tests.unit.cli.stub_server import Seen
 
-from cloche_server.cli import component, serve
-from cloche_server.cli.supervisor import NAMES, Supervisor
-from cloche_server.config import Config
-from cloche_wire.errors import Unavailable
+from cloche_server.cli.component import NAMES
 
 _WITHIN_S = 30
 
 
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with serve.listen("127.0.0.1", 0) as made:
-        yield made
+class Stub:
+    """One supervisor of stubs, beside the tests: it forks, which takes a process with one thread."""
+
+    def __init__(self, state: Path) -> None:
+        for folder in ("run", "log"):
+            (state / folder).mkdir()
+        self.state = state
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> "Stub":
+        argv = [sys.executable, "-m", stub_server.__name__, str(self.state)]
+        self.process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        return self
+
+    def wait_until_ready(self) -> "Stub":
+        until((self.state / "ready").exists, within_s=_WITHIN_S, what="a supervisor that is ready")
+        return self
+
+    def end(self) -> tuple[int, str]:
+        """Ask it to end; return its status and what it said."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.end_by_itself()
+
+    def end_by_itself(self) -> tuple[int, str]:
+        """Wait for its end; return its status and what it said."""
+        assert self.process is not None
+        said = self.process.communicate(timeout=_WITHIN_S)[1]
+        return self.process.returncode, said
+
+    def wait_for_another(self, name: str, pid: int) -> None:
+        until(lambda: self.all_seen()[name].pid != pid, within_s=_WITHIN_S, what=f"a new {name}")
+
+    def seen(self, name: str) -> Seen | None:
+        file = self.state / f"{name}.json"
+        return msgspec.json.decode(file.read_bytes(), type=Seen) if file.exists() else None
+
+    def all_seen(self) -> dict[str, Seen]:
+        found = {name: seen for name in NAMES if (seen := self.seen(name))}
+        assert found.keys() == set(NAMES)
+        return found
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(component, "__name__", stub_component.__name__)
-    monkeypatch.chdir(Path(__file__).parents[3])
-    for folder in ("run", "log"):
-        (tmp_path / folder).mkdir()
-    return Config(state=str(tmp_path))
-
-
-def _pid(config: Config, name: str) -> int:
-    file = config.state_dir / f"{name}.pid"
-    return int(file.read_text() or 0) if file.exists() else 0
+def stub(tmp_path: Path) -> Iterator[Stub]:
+    made = Stub(tmp_path)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.process.kill()
+        made.process.communicate()
+        for name in NAMES:
+            with suppress(ProcessLookupError):
+                if seen := made.seen(name):
+                    os.kill(seen.pid, signal.SIGKILL)
 
 
 def _is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def _when_ready(act: Callable[[], None]) -> Callable[[], None]:
-    """Do something beside the supervisor's loop, then ask it to end."""
-
-    def beside() -> None:
-        try:
-            act()
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return threading.Thread(target=beside).start
+def test_everything_is_ended_and_drained_after_sigterm(stub: Stub) -> None:
+    stub.start().wait_until_ready()
+    assert stub.end()[0] == 0
+    assert (stub.state / "drained").exists()
+    assert all(_is_gone(seen.pid) for seen in stub.all_seen().values())
 
 
-def test_everything_is_ended_and_drained_after_sigterm(config: Config, listener: socket.socket) -> None:
-    said: list[str] = []
-    Supervisor(config, listener, None).run(_when_ready(lambda: said.append("ready")))
-    assert said == ["ready"]
-    assert (config.state_dir / "drained").exists()
-    assert all(_is_gone(_pid(config, name)) for name in NAMES)
+def test_killed_process_is_replaced_while_the_others_stay(stub: Stub) -> None:
+    stub.start().wait_until_ready()
+    for name in NAMES:
+        before = stub.all_seen()
+        os.kill(before[name].pid, signal.SIGKILL)
+        stub.wait_for_another(name, before[name].pid)
+        assert {each for each, seen in stub.all_seen().items() if seen.pid != before[each].pid} == {name}
+    assert stub.end()[0] == 0
 
 
-def _pids(config: Config) -> dict[str, int]:
-    def look() -> dict[str, int] | None:
-        found = {name: _pid(config, name) for name in NAMES}
-        return found if all(found.values()) else None
-
-    return until(look, within_s=_WITHIN_S, what="three processes") or {}
-
-
-def _kill(config: Config, name: str) -> set[str]:
-    """End one process as a crash would; return the names of those that are others afterwards."""
-    before = _pids(config)
-    os.kill(before[name], signal.SIGKILL)
-    until(lambda: _pids(config)[name] != before[name], within_s=_WITHIN_S, what=f"a new {name}")
-    return {each for each, pid in _pids(config).items() if pid != before[each]}
+def test_process_that_cannot_run_here_ends_the_start_and_all_others(stub: Stub) -> None:
+    (stub.state / "node-cannot-run").touch()
+    status, said = stub.start().end_by_itself()
+    assert status == 1
+    assert "the node cannot run on this machine" in said
+    assert not (stub.state / "ready").exists()
+    assert all(_is_gone(seen.pid) for name in NAMES if (seen := stub.seen(name)))
 
 
-def test_killed_process_is_replaced_while_the_others_stay(config: Config, listener: socket.socket) -> None:
-    replaced: list[set[str]] = []
-    kill_each = _when_ready(lambda: replaced.extend(_kill(config, name) for name in NAMES))
-    Supervisor(config, listener, None).run(kill_each)
-    assert replaced == [{name} for name in NAMES]
+def test_what_the_processes_say_is_kept_in_a_file_for_each(stub: Stub) -> None:
+    stub.start().wait_until_ready().end()
+    assert (stub.state / "log" / "edge.log").read_text() == "edge runs\n"
+    assert (stub.state / "log" / "node.log").read_text() == "node runs\n"
 
 
-def test_process_that_cannot_run_here_ends_the_start_and_all_others(
-    config: Config, listener: socket.socket
-) -> None:
-    (config.state_dir / "node-cannot-run").touch()
-    supervisor = Supervisor(config, listener, config.state_dir / "log")
-    with pytest.raises(Unavailable, match="the node cannot run"):
-        supervisor.run(lambda: pytest.fail("ready without a node"))
-    assert all(_is_gone(_pid(config, name)) for name in NAMES if _pid(config, name))
+def test_a_process_inherits_its_standard_streams_and_the_edge_the_public_socket(stub: Stub) -> None:
+    """A fork hands everything down: locks, pipes of other logs, files that some library has open."""
+    stub.start().wait_until_ready()
+    for name, seen in stub.all_seen().items():
+        others = [target for number, target in seen.descriptors.items() if number > 2]
+        assert [target.partition(":")[0] for target in others] == (["socket"] if name == "edge" else [])
+        assert [seen.descriptors[number] for number in (0, 1)] == ["/dev/null", "/dev/null"]
+        assert seen.descriptors[2].startswith("pipe:")
 
 
-def test_what_the_processes_say_is_kept_in_a_file_for_each(config: Config, listener: socket.socket) -> None:
-    log_dir = config.state_dir / "log"
-    Supervisor(config, listener, log_dir).run(_when_ready(lambda: None))
-    assert (log_dir / "edge.log").read_text() == "edge runs\n"
-    assert (log_dir / "node.log").read_text() == "node runs\n"
+def test_each_process_is_out_of_reach_of_ctrl_c(stub: Stub) -> None:
+    """The terminal sends it to the supervisor's group, and the supervisor ends the others in order."""
+    stub.start().wait_until_ready()
+    assert all(seen.group == seen.pid for seen in stub.all_seen().values())

@@ -11,12 +11,16 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from cloche_server.isolation.base import ProcessIdentity
 from cloche_server.isolation.identity import identify
 from cloche_wire.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from cloche_server.config import Config
 
 LOCK_NAME = "lock"
 _READS = 5
@@ -43,26 +47,37 @@ class RunningServer(msgspec.Struct, frozen=True):
 class StateLock:
     """The lock on a state folder, held until `release` or the end of the process."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, descriptor: int) -> None:
+        """Go on holding the lock behind a descriptor of this process."""
+        self._descriptor = descriptor
+        self._identity = identify(os.getpid())
+
+    @classmethod
+    def take(cls, state_dir: Path) -> Self:
         """Take the lock.
 
         Raises:
             Conflict: Another server holds it.
         """
-        self._path = state_dir / LOCK_NAME
         # Not inherited: a child that outlives us must not keep the next server out.
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._descriptor)
+            os.close(descriptor)
             raise already_running(state_dir) from None
-        self._identity = identify(os.getpid())
+        return cls(descriptor)
 
-    def publish(self, *, host: str, port: int, domain: str, isolation: str, ready: bool) -> None:
+    def fileno(self) -> int:
+        """Return the descriptor that holds the lock."""
+        return self._descriptor
+
+    def publish(self, config: Config, *, is_ready: bool) -> None:
         """Write down who holds the lock and where it listens."""
         assert self._identity is not None, "this process runs"
-        server = RunningServer(self._identity, host, port, domain, isolation, ready)
+        server = RunningServer(
+            self._identity, config.host, config.port, config.public_domain, config.isolation, is_ready
+        )
         # One write over the old text, blanks over its rest: whoever reads meanwhile never finds half of it.
         length = os.fstat(self._descriptor).st_size
         os.pwrite(self._descriptor, msgspec.json.encode(server).ljust(length), 0)

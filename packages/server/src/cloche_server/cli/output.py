@@ -8,8 +8,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import click
-
 from cloche_wire.errors import ClocheError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,25 +19,26 @@ def explain() -> Generator[None]:
     try:
         yield
     except ClocheError as error:
-        click.echo(f"error: {error.message}", err=True)
+        print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+            print(f"hint: {error.hint}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         # What the machine refuses: no right to make namespaces, a file system that has gone read-only.
-        click.echo(f"error: {error}", err=True)
-        click.echo("hint: see `cloche doctor`", err=True)
+        print(f"error: {error}", file=sys.stderr)
+        print("hint: see `cloche doctor`", file=sys.stderr)
         sys.exit(1)
 
 
 def note(text: str) -> None:
     """Print one line at once, also into a pipe."""
-    click.echo(text)
-    sys.stdout.flush()
+    print(text, flush=True)
 
 
 def state_option(function: F) -> F:
     """Add `--state`."""
+    import click  # the supervisor speaks too, and has no options to read
+
     return click.option(
         "--state",
         type=click.Path(file_okay=False),

@@ -14,6 +14,7 @@ from cloche_server.cli import checks
 from cloche_server.config import API_UID
 from cloche_server.edge import certificates, tls
 from cloche_server.ids import new_sandbox_id
+from cloche_server.node import runtime_tree
 from cloche_server.node.journal import Journal
 from cloche_server.templates import builder, host_settings, recipe, superseded
 from cloche_wire.errors import InvalidArgument, PermissionDenied, Unavailable, UnsupportedOption
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cloche_server.config import Config
+    from cloche_server.node.runtime_tree import RuntimeTree
 
 NEEDED_BYTES = 512 * 1024**2
 """Free space that a start asks for: runtime tree, database, logs, and something for the first sandboxes."""
@@ -106,6 +108,11 @@ def settle_isolation(config: Config) -> Config:
     staged.write_text("container\n")
     staged.replace(file)
     return msgspec.structs.replace(config, isolation="container")
+
+
+def ensure_runtime_tree(config: Config) -> RuntimeTree:
+    """Make what agents run on, where it is not there yet for the code that is installed now."""
+    return runtime_tree.ensure(config.state_dir)
 
 
 def ensure_template(config: Config, progress: Callable[[str], None]) -> None:

@@ -12,7 +12,6 @@ import os
 import resource
 import stat
 import sys
-import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -97,8 +96,7 @@ def raise_open_files() -> None:
 def interpreter_is_open_to_others() -> bool:
     """Whether a stranger to this machine can read Python and all our packages."""
     packages = [package.__file__ for package in (cloche_server, cloche_wire) if package.__file__]
-    needed = [sys.executable, os.__file__, *packages, *sysconfig.get_paths().values()]
-    needed += [entry for entry in sys.path if entry]
+    needed = [sys.executable, os.__file__, *packages, *filter(None, sys.path)]
     return all(is_open_to_others(Path(path)) for path in needed if Path(path).exists())
 
 

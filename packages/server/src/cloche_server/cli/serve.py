@@ -1,4 +1,4 @@
-"""`cloche serve`: check the machine, prepare the state folder, then supervise until told to stop."""
+"""`cloche serve`: check the machine, prepare the state folder, then become the supervisor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from cloche_server import config as configuration
-from cloche_server.cli import logs, prepare
+from cloche_server.cli import logs, prepare, supervise
 from cloche_server.cli.lock import StateLock, already_running, is_held
 from cloche_server.cli.output import explain, note, state_option
-from cloche_server.cli.supervisor import Supervisor
 from cloche_server.isolation import syscalls
 from cloche_wire.errors import Conflict, InvalidArgument
 
@@ -55,32 +54,27 @@ def _serve(config: Config) -> None:
     logs.configure("supervisor")
     with listen(config.host, config.port) as listener:
         prepare.make_folders(config)
-        lock = StateLock(config.state_dir)
+        lock = StateLock.take(config.state_dir)
         try:
-            _serve_locked(config, lock, listener)
+            config = _prepare(config, lock)
+            tree = prepare.ensure_runtime_tree(config)
+            supervise.become(config, listener, lock, tree, is_detached=_DETACHED in os.environ)
         finally:
             lock.release()
 
 
-def _serve_locked(config: Config, lock: StateLock, listener: socket.socket) -> None:
+def _prepare(config: Config, lock: StateLock) -> Config:
+    """Make what has to be there before the first process; return the configuration, settled."""
     config = prepare.settle_isolation(config)
-    _publish(config, lock, ready=False)
+    lock.publish(config, is_ready=False)
     prepare.ensure_template(config, note)
     for build_id in prepare.remove_superseded_templates(config):
         note(f"removed the superseded template build {build_id}")
     prepare.ensure_certificates(config)
     # Before the api starts: as its own user it could not read the migrations of a checkout below /root.
-    new_key = prepare.ensure_key(config)
-    log_dir = config.state_dir / "log" if os.environ.pop(_DETACHED, None) else None
-    supervisor = Supervisor(config, listener, log_dir)
-
-    def announce() -> None:
-        _publish(config, lock, ready=True)
-        _announce(config, new_key)
-        if log_dir is not None:
-            _let_go_of_the_terminal(config)
-
-    supervisor.run(announce)
+    if new_key := prepare.ensure_key(config):
+        note(f"API key, shown this once: {new_key}")
+    return config
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -107,34 +101,6 @@ def listen(host: str, port: int) -> socket.socket:
             ) from error
         raise InvalidArgument(f"cannot listen on {host} port {port}: {error.strerror}") from error
     return listener
-
-
-def _publish(config: Config, lock: StateLock, *, ready: bool) -> None:
-    lock.publish(
-        host=config.host,
-        port=config.port,
-        domain=config.public_domain,
-        isolation=config.isolation,
-        ready=ready,
-    )
-
-
-def _announce(config: Config, new_key: str | None) -> None:
-    note(f"cloche serves on http://{config.host}:{config.port} (isolation: {config.isolation})")
-    if new_key:
-        note(f"API key, shown this once: {new_key}")
-    note(f"API key kept in {config.state_dir / 'api-key'}; environment for clients: `cloche env`")
-
-
-def _let_go_of_the_terminal(config: Config) -> None:
-    descriptor = os.open(
-        config.state_dir / "log" / "supervisor.log",
-        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND,
-        0o600,
-    )
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
-    os.close(descriptor)
 
 
 def _start_detached(options: dict[str, str | int | None]) -> None:

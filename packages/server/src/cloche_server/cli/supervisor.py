@@ -1,8 +1,9 @@
-"""Keeps the server's three processes running: start, watch, start again, end in order.
+"""Keeps the server's processes running: start, watch, start again, end in order.
 
-One thread and one selector. A process that ends is started again, at once the first time, then after growing
-pauses; one that says it cannot run on this machine ends the start of the server, and later is tried again
-like any other. Sandboxes are nobody's children here: they live on whatever ends.
+One thread and one selector, so that the processes can be its forks, and no secret that these would inherit.
+A process that ends is started again, at once the first time, then after growing pauses; one that says it
+cannot run on this machine ends the start of the server, and later is tried again like any other. Sandboxes
+are nobody's children here: they live on whatever ends.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import http.client
 import os
 import selectors
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -26,11 +24,14 @@ import structlog
 
 from cloche_server import link
 from cloche_server.cli import component
+from cloche_server.cli.component import NAMES, Inheritance
+from cloche_server.cli.fork import fork
 from cloche_server.cli.logs import BoundedFile
-from cloche_server.config import Config
 from cloche_wire.errors import ClocheError, Unavailable
 
-NAMES = ("node", "api", "edge", "egress", "content")
+Run = Callable[[str, Inheritance], int]
+"""What a process does: see `component.run`."""
+
 PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Before the first, second, ... restart in a row; the last one is repeated."""
 STEADY_S = 20.0
@@ -51,10 +52,11 @@ log = structlog.get_logger()
 
 @dataclass
 class _Child:
-    """One of the three: how it runs now, and when it is to run again."""
+    """One of the processes: how it runs now, and when it is to run again."""
 
     name: str
-    process: subprocess.Popen[bytes] | None = None
+    pid: int | None = None
+    """None while it does not run."""
     pidfd: int = -1
     started_at_s: float = 0.0
     restarts: int = 0
@@ -66,17 +68,17 @@ class _Child:
 class Supervisor:
     """The server, as seen from above."""
 
-    def __init__(self, config: Config, listener: socket.socket, log_dir: Path | None) -> None:
-        """Take the configuration and the public socket, which stays open over every restart of the edge.
+    def __init__(self, inheritance: Inheritance, log_dir: Path | None, run: Run = component.run) -> None:
+        """Nothing runs yet.
 
         Args:
-            config: Given to every process.
-            listener: Listening; inherited by the edge alone.
+            inheritance: Given to every process; the public socket stays open over every restart of the edge.
             log_dir: Where the processes' standard error goes; None: to ours.
+            run: What each process does.
         """
-        self._config = config
-        self._listener = listener
+        self._inheritance = inheritance
         self._log_dir = log_dir
+        self._run = run
         self._logs = {name: BoundedFile(log_dir / f"{name}.log") for name in NAMES} if log_dir else {}
         self._children = {name: _Child(name) for name in NAMES}
         self._selector = selectors.DefaultSelector()
@@ -86,8 +88,10 @@ class Supervisor:
     def run(self, on_ready: Callable[[], None]) -> None:
         """Run everything until SIGTERM or SIGINT, then end all sandboxes and all processes.
 
+        Requires: one thread.
+
         Args:
-            on_ready: Called once, when a request goes through all three processes.
+            on_ready: Called once, when a request goes through all of them.
 
         Raises:
             Unavailable: A process cannot run here, or nothing answers within `START_S`; all is ended again.
@@ -116,52 +120,45 @@ class Supervisor:
                 self._start(child)
 
     def _start(self, child: _Child) -> None:
-        environment = os.environ | {
-            component.CONFIG_VARIABLE: msgspec.json.encode(self._config).decode(),
-            component.SUPERVISOR_VARIABLE: str(os.getpid()),
-        }
-        inherited: tuple[int, ...] = ()
-        if child.name == "edge":
-            environment[component.LISTENER_VARIABLE] = str(self._listener.fileno())
-            inherited = (self._listener.fileno(),)
-        # SAFETY: only the edge inherits the public socket; everything else of ours is closed at exec.
-        child.process = subprocess.Popen(
-            [sys.executable, "-m", component.__name__, child.name],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if self._logs else None,
-            pass_fds=inherited,
-            process_group=0,  # Ctrl-C at the terminal reaches us alone
-        )
+        # SAFETY: only the edge inherits the public socket; everything else of ours is closed in the child.
+        kept = (self._inheritance.listener.fileno(),) if child.name == "edge" else ()
+        with self._log_pipe(child.name) as standard_error:
+            child.pid = fork(
+                lambda: self._run(child.name, self._inheritance),
+                kept=kept,
+                standard_error=standard_error,
+            )
         child.started_at_s = time.monotonic()
         child.start_at_s = None
-        child.pidfd = os.pidfd_open(child.process.pid)
+        child.pidfd = os.pidfd_open(child.pid)
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
-        if child.process.stderr is not None:
-            self._pump(child.name, child.process.stderr.fileno())
 
-    def _pump(self, name: str, descriptor: int) -> None:
-        # A descriptor of our own: the last lines are still read after the process object is gone.
-        copy = os.dup(descriptor)
+    @contextmanager
+    def _log_pipe(self, name: str) -> Generator[int | None]:
+        """Give the writing end of a pipe whose other end goes into the log file, None where there is none.
+
+        The reading end outlives the process: its last lines are still read when it is gone.
+        """
+        if not self._logs:
+            yield None
+            return
+        reading, writing = os.pipe()
 
         def pump() -> None:
-            if chunk := os.read(copy, _READ_BYTES):
+            if chunk := os.read(reading, _READ_BYTES):
                 self._logs[name].write(chunk)
             else:
-                self._selector.unregister(copy)
-                os.close(copy)
+                self._selector.unregister(reading)
+                os.close(reading)
 
-        self._selector.register(copy, selectors.EVENT_READ, pump)
+        self._selector.register(reading, selectors.EVENT_READ, pump)
+        try:
+            yield writing
+        finally:
+            os.close(writing)
 
     def _ended(self, child: _Child) -> None:
-        process, child.process = child.process, None
-        assert process is not None, "only a running process is watched"
-        self._selector.unregister(child.pidfd)
-        os.close(child.pidfd)
-        status = process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+        status = self._reap(child)
         if self._stop_asked:
             return
         log.warning("supervisor.process_ended", name=child.name, status=status)
@@ -174,6 +171,13 @@ class Supervisor:
             child.restarts = 0
         child.start_at_s = now_s + PAUSES_S[min(child.restarts, len(PAUSES_S) - 1)]
         child.restarts += 1
+
+    def _reap(self, child: _Child) -> int:
+        pid, child.pid = child.pid, None
+        assert pid is not None, "only a running process is watched"
+        self._selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     # --- watching ---------------------------------------------------------------------------------------
 
@@ -191,13 +195,13 @@ class Supervisor:
 
     def _answers(self) -> bool:
         """Whether a request reaches the api through the edge, and the node answers on its socket."""
-        if any(child.process is None for child in self._children.values()):
+        if any(child.pid is None for child in self._children.values()):
             return False
         connection = http.client.HTTPConnection(*self._own_address(), timeout=_PROBE_TIMEOUT_S)
         try:
             connection.request("GET", "/health")
             answer = connection.getresponse().status
-            self._ask_node("list", timeout_s=_PROBE_TIMEOUT_S)
+            self._ask_node("health", timeout_s=_PROBE_TIMEOUT_S)
         except (OSError, http.client.HTTPException, ClocheError):
             return False
         finally:
@@ -205,12 +209,13 @@ class Supervisor:
         return answer in {200, 204}
 
     def _own_address(self) -> tuple[str, int]:
-        address: tuple[str, int] = self._listener.getsockname()[:2]
+        address: tuple[str, int] = self._inheritance.listener.getsockname()[:2]
         host, port = address
         return ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)  # noqa: S104 - compared only
 
     def _ask_node(self, method: str, *, timeout_s: float) -> None:
-        asyncio.run(link.call(self._config.node_socket, method, {}, msgspec.Raw, timeout_s=timeout_s))
+        node_socket = self._inheritance.config.node_socket
+        asyncio.run(link.call(node_socket, method, {}, msgspec.Raw, timeout_s=timeout_s))
 
     # --- ending -----------------------------------------------------------------------------------------
 
@@ -225,10 +230,10 @@ class Supervisor:
         """End the processes; whoever does not end by itself is killed. Sandboxes are not touched."""
         self._stop_asked = True
         for child in self._children.values():
-            if child.process is not None:
-                child.process.terminate()
+            if child.pid is not None:
+                signal.pidfd_send_signal(child.pidfd, signal.SIGTERM)
         deadline_s = time.monotonic() + STOP_S
-        while any(child.process is not None for child in self._children.values()):
+        while any(child.pid is not None for child in self._children.values()):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 self._kill_rest()
@@ -239,10 +244,10 @@ class Supervisor:
 
     def _kill_rest(self) -> None:
         for child in self._children.values():
-            if child.process is not None:
+            if child.pid is not None:
                 log.error("supervisor.process_killed", name=child.name)
-                child.process.kill()
-                child.process.wait()
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                self._reap(child)
 
     @contextmanager
     def _signals(self) -> Generator[None]:

@@ -41,16 +41,14 @@ _ACCEPT_PAUSE_S = 0.1
 log = structlog.get_logger()
 
 
-def run(config: Config, listener_fd: int) -> None:
+def run(config: Config, listener: socket.socket) -> None:
     """Serve on an inherited listening socket until SIGTERM or SIGINT.
 
     Args:
         config: The server's settings.
-        listener_fd: A listening TCP socket; it was made by the supervisor and outlives this process.
+        listener: A listening TCP socket; it was made by the supervisor and outlives this process.
     """
     _keep_freed_memory()
-    # SAFETY: the supervisor passed the descriptor for this purpose; nobody else in this process knows of it.
-    listener = socket.socket(fileno=listener_fd)
     listener.setblocking(False)
     try:
         asyncio.run(_run(config, listener))

@@ -9,6 +9,7 @@ Control socket (`Config.node_socket`), method -> params -> result:
     list         {}              [SandboxState]   everything alive on this node
     metrics      MetricsQuery    [SandboxMetrics] of those of the sandboxes that run
     logs         LogsQuery       [LogEntry]       of one, also a while after its end; raises SandboxNotFound
+    health       {}              {}               whether the node answers
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
     watch        {}              [SandboxReady], then events `ended` (SandboxEnded), `ready` (SandboxReady)
                                  and `unready` (SandboxUnready) on the same link until it is closed

@@ -30,7 +30,6 @@ from cloche_server.node import (
     network_sweep,
     reaper,
     reconcile,
-    runtime_tree,
     volume_requests,
     zygotes,
 )
@@ -41,6 +40,7 @@ from cloche_server.node.logs import LogKeeper
 from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.metrics import Sampler
 from cloche_server.node.network import Network
+from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, BlockProbe, Slots, claim_block
 from cloche_server.node.volumes import Volumes
 from cloche_wire.errors import Unimplemented
@@ -50,8 +50,12 @@ BLOCKS_FOLDER = Path("/run/cloche/blocks")
 log = structlog.get_logger()
 
 
-def run(config: Config) -> None:
+def run(config: Config, tree: RuntimeTree) -> None:
     """Run the node until SIGTERM, which leaves the sandboxes running (`drain` ends them).
+
+    Args:
+        config: The server's settings.
+        tree: What the agents of new sandboxes run on.
 
     Raises:
         Unavailable: The machine lacks something; the message names it.
@@ -59,22 +63,24 @@ def run(config: Config) -> None:
     block = claim_block(BLOCKS_FOLDER, config.state_dir, BlockProbe())
     # SAFETY: made by a fork, so before any thread of ours exists.
     content = syscalls.user_namespace([(0, VOLUMES_FIRST_ID, ID_RANGE)])
-    asyncio.run(serve(config, block, ContainerDriver(block.number), content))
+    asyncio.run(serve(config, block, ContainerDriver(block.number), tree, content))
 
 
-async def serve(config: Config, block: Block, driver: Driver, content: int | None = None) -> None:
+async def serve(
+    config: Config, block: Block, driver: Driver, tree: RuntimeTree, content: int | None = None
+) -> None:
     """Serve with the given driver until SIGTERM.
 
     Args:
         config: The server's settings.
         block: Claimed for this server.
         driver: Not prepared yet.
+        tree: What the agents of new sandboxes run on.
         content: A user namespace with the ids of the process that serves volumes' content; None without one.
     """
     for folder, mode in (("sandboxes", 0o700), ("run", 0o711), ("run/agents", 0o711), ("run/content", 0o711)):
         (config.state_dir / folder).mkdir(mode=mode, parents=True, exist_ok=True)
     network = Network(block, config.egress.exceptions)
-    tree = await asyncio.to_thread(runtime_tree.ensure, config.state_dir)
     driver.prepare(tree.program())
     journal = Journal(config.journal_dir)
     network.prepare(egress.policies(journal.read_all()))
@@ -177,6 +183,9 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
         running = [live.record.public() for live in machine.live.values() if live.record.state == "running"]
         return link.Answer(running)
 
+    async def health(_: msgspec.Raw) -> link.Answer:
+        return link.Answer({})
+
     async def drain(_: msgspec.Raw) -> link.Answer:
         machine.draining = True
         await kill.end_all(machine, "killed")
@@ -193,6 +202,7 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
             "set_timeout": set_timeout,
             "set_egress": set_egress,
             "list": list_sandboxes,
+            "health": health,
             "drain": drain,
             "watch": watch,
             **_volume_methods(machine),
