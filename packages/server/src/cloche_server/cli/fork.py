@@ -11,6 +11,8 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
 
+from cloche_server.isolation import syscalls
+
 _TAKEN_OVER = (signal.SIGTERM, signal.SIGINT)
 """Signals that the parent handles, and the child does not."""
 
@@ -53,7 +55,8 @@ def _live(
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _open_standard(standard_error)
-        _close_all_but(kept)
+        # SAFETY: what a fork hands down goes: the lock on the state folder would outlive its holder, for one.
+        syscalls.close_all_but({0, 1, 2, *kept})
         status = run()
     except BaseException:  # noqa: BLE001 - the process ends here, and somebody has to hear of it
         traceback.print_exc()
@@ -68,11 +71,3 @@ def _open_standard(standard_error: int | None) -> None:
         os.dup2(nothing, standard)
     if standard_error is not None:
         os.dup2(standard_error, 2)
-
-
-def _close_all_but(kept: Collection[int]) -> None:
-    """Close what a fork hands down: the lock on the state folder would outlive its holder, for one."""
-    first = 3
-    for descriptor in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
-        os.closerange(first, descriptor)
-        first = descriptor + 1

@@ -3,7 +3,7 @@
 One thread and one selector, so that the processes can be its forks, and no secret that these would inherit.
 A process that ends is started again, at once the first time, then after growing pauses; one that says it
 cannot run on this machine ends the start of the server, and later is tried again like any other. Sandboxes
-are nobody's children here: they live on whatever ends.
+live on whatever ends; what is left of a node that was killed becomes ours, to be collected when it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from cloche_server.cli import component
 from cloche_server.cli.component import NAMES, Inheritance
 from cloche_server.cli.fork import fork
 from cloche_server.cli.logs import BoundedFile
+from cloche_server.isolation import syscalls
 from cloche_wire.errors import ClocheError, Unavailable
 
 Run = Callable[[str, Inheritance], int]
@@ -96,6 +97,9 @@ class Supervisor:
         Raises:
             Unavailable: A process cannot run here, or nothing answers within `START_S`; all is ended again.
         """
+        # SAFETY: a process in a sandbox whose parent was outside, and is gone, holds up the sandbox's end
+        # until it is collected (pid_namespaces(7)); not every machine's pid 1 collects.
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         with self._signals():
             deadline_s = time.monotonic() + START_S
             try:
@@ -172,12 +176,23 @@ class Supervisor:
         child.start_at_s = now_s + PAUSES_S[min(child.restarts, len(PAUSES_S) - 1)]
         child.restarts += 1
 
+    def _collect_orphans(self) -> None:
+        """Collect what has ended and was never ours to watch, up to the first that was."""
+        watched = {child.pid for child in self._children.values()}
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in watched:
+                    return  # its descriptor is readable
+                os.waitpid(ended.si_pid, 0)
+
     def _reap(self, child: _Child) -> int:
         pid, child.pid = child.pid, None
         assert pid is not None, "only a running process is watched"
         self._selector.unregister(child.pidfd)
         os.close(child.pidfd)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status = os.waitpid(pid, 0)[1]
+        self._collect_orphans()
+        return os.waitstatus_to_exitcode(status)
 
     # --- watching ---------------------------------------------------------------------------------------
 
@@ -257,6 +272,8 @@ class Supervisor:
         def asked() -> None:
             numbers = os.read(reading, 64)
             self._stop_asked |= bool({signal.SIGTERM, signal.SIGINT} & set(numbers))
+            if signal.SIGCHLD in numbers:
+                self._collect_orphans()
 
         def leave_to_the_pipe(_: int, __: object) -> None:
             return
@@ -264,7 +281,8 @@ class Supervisor:
         self._selector.register(reading, selectors.EVENT_READ, asked)
         before_fd = signal.set_wakeup_fd(writing)
         before = {
-            number: signal.signal(number, leave_to_the_pipe) for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, leave_to_the_pipe)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
         }
         hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
