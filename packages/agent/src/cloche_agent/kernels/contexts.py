@@ -10,6 +10,7 @@ from uuid import uuid4
 from cloche_agent.kernels.kernel import Kernel, KernelPlan, KernelStartError, start_kernel
 from cloche_agent.kernels.languages import PYTHON
 from cloche_agent.kernels.run import Run
+from cloche_agent.kernels.zygote import read_at_start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -59,6 +60,7 @@ class Context:
         self._reaper = reaper
         self._kernels = kernels
         self._run_ids = count(1)
+        self._has_run = False
         self._kernel: Kernel | None = None
         self._attempt: _Attempt | None = None
 
@@ -74,6 +76,7 @@ class Context:
 
     def execute(self, code: str, variables: Mapping[str, str]) -> AsyncGenerator[bytes]:
         """Event lines of one run, which starts when they are asked for."""
+        self._has_run = True
         return Run(self, next(self._run_ids), code, variables).lines()
 
     def begin(self, imports: tuple[str, ...] = ()) -> None:
@@ -92,6 +95,7 @@ class Context:
         Raises:
             KernelStartError: It cannot be started. The next call tries again.
         """
+        self._leave_outdated()
         while self._kernel is None:
             self.begin()
             attempt = self._attempt
@@ -101,6 +105,21 @@ class Context:
             if attempt.failure:
                 raise KernelStartError(attempt.failure)
         return self._kernel
+
+    def _leave_outdated(self) -> None:
+        """Give up a kernel that nothing has run in, where variables that it reads at its start have changed.
+
+        One made ahead has started before anybody said what they are.
+        """
+        kernel = self._kernel
+        if (
+            kernel is not None
+            and not self._has_run
+            and kernel.sandbox_env is not self.sandbox_env
+            and read_at_start(kernel.sandbox_env) != read_at_start(self.sandbox_env)
+        ):
+            kernel.kill("it had started without its variables")
+            self._kernel = None
 
     async def _start(self, attempt: _Attempt, imports: tuple[str, ...]) -> None:
         try:

@@ -34,6 +34,15 @@ _LARGEST_HELLO = 4096
 _ORDINARY = {"LANG": "C.UTF-8"}
 
 
+def read_at_start(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables that Python and its libraries read once, as far as they are not what they always are."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith(_READ_AT_START) and _ORDINARY.get(name) != value
+    }
+
+
 class Fork(NamedTuple):
     """A process that waits at the other end of its socket for what to do."""
 
@@ -58,9 +67,7 @@ class Zygote:
 
         It has read some at its own start, before they were known.
         """
-        return self._connection is not None and not any(
-            name.startswith(_READ_AT_START) and _ORDINARY.get(name) != value for name, value in env.items()
-        )
+        return self._connection is not None and not read_at_start(env)
 
     async def fork(self, sock: socket.socket, theirs: socket.socket, out: int, err: int) -> Fork | None:
         """Have a fork made that speaks over `theirs`; None where none can be.

@@ -9,6 +9,7 @@ is cheap (about 0.7 ms).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
@@ -85,6 +86,7 @@ def spawn(request: SpawnRequest) -> int:
         os.waitpid(pid, 0)
         raise _failure(request, report)
     _unreaped.add(pid)
+    _make_first_victim(pid)
     return pid
 
 
@@ -122,7 +124,6 @@ def _become(request: SpawnRequest, null: int, report: int) -> NoReturn:
         report = _arrange_descriptors(request, null, report)
         if request.controlling_tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        _be_first_victim()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, hard), hard))
         os.umask(0o022)
@@ -165,17 +166,19 @@ def _largest_descriptor() -> int:
     return limit if 0 < limit < 1 << 30 else 1 << 30
 
 
-def _be_first_victim() -> None:
-    try:
-        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-    except OSError:
-        return
-    try:
-        os.write(descriptor, _OOM_SCORE_ADJ)
-    except OSError:
-        return  # not allowed here; the program runs as well without
-    finally:
-        os.close(descriptor)
+def _make_first_victim(pid: int) -> None:
+    """Have a child that has become its program die of memory shortage before us.
+
+    Not before: a child that is still a copy of ours is as little to be looked into, and its files in /proc
+    are no more ours than ours are.
+    """
+    # It may have ended, or it is not allowed here: the program runs as well without.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, _OOM_SCORE_ADJ)
+        finally:
+            os.close(descriptor)
 
 
 def _take_ids(request: SpawnRequest) -> None:

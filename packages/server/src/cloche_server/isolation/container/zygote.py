@@ -153,7 +153,7 @@ class Zygote:
             for kind, descriptor in zip(NAMESPACES, descriptors[4:]):
                 # SAFETY: of one sandbox, by the hand of its agent; none of them leads out of it.
                 syscalls.setns(descriptor, _KINDS[kind])
-            os.setgroups([])
+            os.setgroups([0])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
             child = syscalls.fork_sibling()
@@ -231,7 +231,7 @@ def main() -> None:
     # Nothing of this program is to be seen or imported in a kernel.
     del sys.path[0]
     failure = module.preload(sys.argv[5:])
-    sys.argv[:] = [""]
+    sys.argv[:] = [f"{sys.argv[3]}/{sys.argv[4].partition('.')[0]}", str(_KERNEL_FD)]
     for name in ours | {"__main__"}:
         sys.modules.pop(name, None)
     if threading.active_count() != 1:
