@@ -28,6 +28,8 @@ class Seen(msgspec.Struct):
     group: int
     descriptors: dict[int, str]
     """Number -> what it is."""
+    caught: list[str]
+    """Signals that a function of Python's handles."""
 
 
 async def _node(config: Config) -> None:
@@ -58,7 +60,8 @@ def _look() -> Seen:
         path = Path("/proc/self/fd", name)
         if path.exists():
             found[int(name)] = str(path.readlink())
-    return Seen(os.getpid(), os.getpgid(0), found)
+    caught = [number.name for number in signal.Signals if callable(signal.getsignal(number))]
+    return Seen(os.getpid(), os.getpgid(0), found, caught)
 
 
 def run(name: str, inherited: Inheritance) -> int:

@@ -126,3 +126,9 @@ def test_each_process_is_out_of_reach_of_ctrl_c(stub: Stub) -> None:
     """The terminal sends it to the supervisor's group, and the supervisor ends the others in order."""
     stub.start().wait_until_ready()
     assert all(seen.group == seen.pid for seen in stub.all_seen().values())
+
+
+def test_no_process_handles_a_signal_for_the_supervisor(stub: Stub) -> None:
+    """Its handlers write to a pipe that is the supervisor's, and wake whoever waits."""
+    stub.start().wait_until_ready()
+    assert {name: seen.caught for name, seen in stub.all_seen().items()} == {name: [] for name in NAMES}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from cloche_server.isolation import syscalls
 
-_TAKEN_OVER = (signal.SIGTERM, signal.SIGINT)
+_TAKEN_OVER = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 """Signals that the parent handles, and the child does not."""
 
 
