@@ -1,4 +1,4 @@
-"""What this machine can do, found out by trying it. Tests ask with `@pytest.mark.needs("userns", "crun")`."""
+"""What this machine can do, found out by trying it. Tests ask with `@pytest.mark.needs("userns", "nft")`."""
 
 import os
 import shutil
