@@ -120,7 +120,7 @@ _POSTURE = """
 import json, os, resource, sys, threading
 status = dict(line.rstrip().split(":", 1) for line in open("/proc/self/status"))
 names = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
-    "SigIgn", "SigBlk", "SigCgt", "Threads", "Umask")
+    "SigIgn", "SigBlk", "SigCgt", "Umask")
 print(json.dumps({
     **{name: status[name].split() for name in names},
     "limits": [resource.getrlimit(number) for number in range(16)],
@@ -174,6 +174,24 @@ def test_variables_that_python_reads_at_its_start_are_read(forking: Server) -> N
     assert told.logs.stdout[0].split()[1].lower() == "agg"
     for one in (sandbox, again):
         one.kill()
+
+
+_SPREAD = """
+import numpy, os
+a = numpy.ones((1500, 1500))
+a @ a
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_numpy_uses_every_core_in_a_fork_too(forking: Server) -> None:
+    """Its threads do not go along in a fork: they are made there. Counted, for time is shared with others."""
+    sandbox = create(forking)
+    assert is_forked(sandbox)
+    threads = sandbox.run_code(_SPREAD).logs.stdout[0]
+    # Python's main thread, the one that sends, and one of numpy's beside the main one for each further core.
+    assert int(threads) >= 2 + (os.cpu_count() or 1) - 1
+    sandbox.kill()
 
 
 def test_a_kernel_s_memory_counts_against_its_sandbox_and_not_the_zygote(forking: Server) -> None:

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Optional
 
 from . import frames
-from .renew import remember_modules, renew, unchanged
+from .renew import remember, renew, unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def preload(imports: Optional[Sequence[str]] = None) -> Optional[dict[str, str]]
     if imports is not None:
         _choose_backend()
         _warm(shell.make_shell(), imports)
-        remember_modules()
+        remember()
     return None
 
 

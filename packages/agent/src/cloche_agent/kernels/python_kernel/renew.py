@@ -1,13 +1,14 @@
 # ruff: noqa: ANN401, SLF001 - modules of the template, whatever they are
-"""What a fork must not have in common with its siblings, and what shows that it is too old.
+"""What a fork must not have in common with its siblings, what it lacks, and what shows that it is too old.
 
-See: security specification 2.8; rand(7ossl) RAND_add; CPython, Lib/tempfile.py, Lib/uuid.py,
-Lib/multiprocessing/process.py.
+See: security specification 2.8; rand(7ossl) RAND_add; OpenBLAS, openblas_set_num_threads; CPython,
+Lib/tempfile.py, Lib/uuid.py, Lib/multiprocessing/process.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import random
@@ -15,11 +16,40 @@ import sys
 from typing import Any
 
 _folders: dict[str, int] = {}
+_set_threads: list[Any] = []
+_SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads", "scipy_openblas_set_num_threads64_")
 
 
-def remember_modules() -> None:
-    """Note where modules are found now, to see later whether somebody has installed or removed any."""
+def remember() -> None:
+    """Note, before the forks, where modules are found, and how libraries are given threads.
+
+    Those that have been installed or removed since can be told by the first. The second is for OpenBLAS,
+    which has had one thread until here: it makes them once, and a fork takes none along.
+    """
     _folders.update(_seen())
+    for name in _libraries():
+        if "openblas" in name:
+            library = ctypes.CDLL(name)
+            _set_threads.extend(getattr(library, setter) for setter in _SETTERS if hasattr(library, setter))
+
+
+class _Loaded(ctypes.Structure):
+    """The begin of `struct dl_phdr_info`."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("name", ctypes.c_char_p))
+
+
+def _libraries() -> list[str]:
+    """Files of the shared libraries that are loaded (dl_iterate_phdr(3)); there is no /proc to look at."""
+    found: list[str] = []
+
+    def note(info: Any, size: int, data: Any) -> int:
+        found.append(os.fsdecode(info.contents.name or b""))
+        return 0
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Loaded), ctypes.c_size_t, ctypes.c_void_p)
+    ctypes.CDLL(None).dl_iterate_phdr(kind(note), None)
+    return found
 
 
 def unchanged() -> bool:
@@ -49,6 +79,8 @@ def renew() -> None:
         if (module := sys.modules.get(name)) is not None:
             with contextlib.suppress(Exception):  # another version of it, or a module of the user's own
                 act(module)
+    for set_threads in _set_threads:
+        set_threads(len(os.sched_getaffinity(0)))
     importlib.invalidate_caches()
 
 
