@@ -67,10 +67,10 @@ CREATE_WARM: Work = {
     "edge wakes": 5.3,  # 2.5 to 4
 }
 CREATE_COLD: Work = {
-    "tasks": 9,  # 7
+    "tasks": 4,  # 3: the launcher's child, the user namespace, the agent
     "node wakes": 24,  # 14 to 18.5
-    "node calls": 44,  # 34
-    "node bytes": 34_500,  # 26,563
+    "node calls": 34,  # 26
+    "node bytes": 5_400,  # 4,154
     "api calls": 44,  # 34
     "api bytes": 86_000,  # 66,131
     "edge wakes": 5.3,  # 2 to 4
