@@ -83,6 +83,9 @@ async def close(machine: Machine, kept: Kept) -> None:
     if not machine.families.remove(kept):
         return
     await machine.driver.destroy(kept.family_id, kept.folder, kept.family.init)
+    lives = [live for live in machine.live.values() if live.family is kept.family]
+    if builders := {live.builder for live in lives if live.builder is not None}:
+        await asyncio.wait(builders)  # they still use its namespaces
     kept.family.close()
     machine.trash.put(kept.folder)
     # SAFETY: only now, since until it had ended it could take on the ids of these slots.
