@@ -130,8 +130,8 @@ def _version(connection: Connection) -> str | None:
 
 
 def _make_engine(path: Path) -> Engine:
-    # The connection used last comes first: the others' caches of pages are out of date since it wrote. Taken in
-    # turn, a create after some traffic read and wrote 285 KB in 88 calls; so it is 66 KB in 34.
+    # The connection used last comes first: the others' caches of pages are out of date since it wrote.
+    # Taken in turn, a create after some traffic read and wrote 285 KB in 88 calls; so it is 66 KB in 34.
     engine = create_engine(f"sqlite:///{path}", pool_size=READERS + 1, max_overflow=4, pool_use_lifo=True)
 
     def set_up(connection: sqlite3.Connection, _: object) -> None:
