@@ -162,6 +162,19 @@ class KernelShell(InteractiveShell):
         self.run_cell("None", store_history=False, silent=True)
         self.display_formatter.format(0)
 
+    def warm_up_results(self) -> None:
+        """Pay now for what the first table and the first plot import: 10 and 200 ms. Nothing of them stays."""
+        if (pandas := sys.modules.get("pandas")) is not None:
+            with contextlib.suppress(Exception):
+                self.display_formatter.format(pandas.DataFrame({"a": [1.0, 2.0]}))
+        if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
+            with contextlib.suppress(Exception):
+                figure, axes = pyplot.subplots()
+                axes.plot([1, 2], label="a")
+                axes.legend()
+                self.display_formatter.format(figure)
+                pyplot.close(figure)
+
     def warm_up_tracebacks(self) -> None:
         """Pay now for what the first error imports: 60 ms. For a moment when nobody waits."""
         try:
