@@ -163,7 +163,7 @@ class KernelShell(InteractiveShell):
         self.display_formatter.format(0)
 
     def warm_up_results(self) -> None:
-        """Pay now for what the first table and the first plot import, 10 and 200 ms. Nothing of them stays."""
+        """Pay now for what a first table and a first plot import, 10 and 200 ms. Nothing of them stays."""
         if (pandas := sys.modules.get("pandas")) is not None:
             with contextlib.suppress(Exception):
                 self.display_formatter.format(pandas.DataFrame({"a": [1.0, 2.0]}))
