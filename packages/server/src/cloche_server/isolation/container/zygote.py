@@ -109,6 +109,8 @@ class Zygote:
         try:
             if len(descriptors) == _DESCRIPTORS:
                 self._fork(descriptors)
+        except OSError as error:  # no more processes, or no memory for one: the next may go again
+            _tell(descriptors[_SOCKET], f"cannot fork: {error}")
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -129,7 +131,7 @@ class Zygote:
     def _reap(self, wakeups: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(wakeups, 4096)
-        while self._statuses:
+        while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
