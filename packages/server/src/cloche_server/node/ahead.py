@@ -19,7 +19,7 @@ from cloche_server.ids import new_sandbox_id
 from cloche_server.link import Event
 from cloche_server.node import agent_link, create, kill, zygotes
 from cloche_server.node.demand import Need
-from cloche_server.node.families import Kind
+from cloche_server.node.families import SPARE, Kind
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, SandboxReady
 from cloche_wire.errors import ClocheError
@@ -73,9 +73,10 @@ async def run(machine: Machine) -> None:
         wanted = demand.wanted(machine.clock.boot_s())
         await _end_surplus(machine, wanted)
         await zygotes.close_idle(machine, {Kind.of(need) for need in wanted})
+        for need in wanted:
+            await _open_family(machine, need, pauses)
         need = _missing(machine, wanted, pauses)
         if need is not None:
-            await _open_family(machine, need, pauses)
             is_made = await _make(machine, need)
             pauses.note(need, is_over=is_made)
             if is_made:
@@ -125,9 +126,16 @@ def _has_memory(need: Need, reserve_pct: int) -> bool:
 
 
 async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
-    """Start the zygote that it would be forked from where there is none: without, it costs ten times more."""
+    """Start the zygote that sandboxes are forked from, before there are more than the last one is for.
+
+    Also beside creates: one that finds no family costs ten times more once it runs code.
+    """
     kind = Kind.of(need)
-    if not machine.driver.capabilities().families or machine.families.has_room(kind) or kind in pauses:
+    if not machine.config.ahead.most or not machine.driver.capabilities().families or machine.draining:
+        return
+    if kind in pauses or machine.families.room(kind) >= SPARE:
+        return
+    if not _has_memory(need, machine.config.ahead.memory_reserve_pct):
         return
     pauses.note(kind, is_over=await zygotes.open_family(machine, kind))
 

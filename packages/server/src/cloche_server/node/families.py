@@ -17,8 +17,10 @@ from cloche_server.node.demand import Need
 from cloche_server.node.messages import CreateSandbox
 from cloche_server.node.slots import Slots
 
-SANDBOXES = 32
+SANDBOXES = 64
 """Of one family. Its zygote takes some 90 MiB, which they share."""
+SPARE = 16
+"""Free slots of a kind below which another family is opened: that takes as long as some 20 creates."""
 
 
 class Kind(NamedTuple):
@@ -78,9 +80,10 @@ class Families:
         self._kept.remove(kept)
         return True
 
-    def has_room(self, kind: Kind) -> bool:
-        """Whether one more sandbox of that kind would be in a family."""
-        return any(self._free(kept) is not None for kept in self._kept if kept.kind == kind)
+    def room(self, kind: Kind) -> int:
+        """How many more sandboxes of that kind would be in a family."""
+        slots = {slot for kept in self._kept if kept.kind == kind for slot in kept.slots}
+        return len(slots - self._slots.taken)
 
     def is_idle(self, kept: Kept) -> bool:
         """Whether no sandbox is in it."""
