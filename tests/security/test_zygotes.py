@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support import census
 from tests.support.block import number_of
-from tests.support.fixtures import NEEDS_A_SERVER, STATES, connect_options
+from tests.support.fixtures import NEEDS_A_SERVER, connect_options, running
 from tests.support.inside import host_processes, run
 from tests.support.server import Server
 from tests.support.waiting import until
@@ -26,15 +25,9 @@ AHEAD = 2
 @pytest.fixture(scope="module")
 def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a zygote for its first team and the default template."""
-    server = Server(tmp_path_factory.mktemp("zygote") / "state", ahead=AHEAD)
-    STATES.add(server.state)
-    with census.nothing_left([server.state]):
-        try:
-            server.start()
-            warm(server)
-            yield server
-        finally:
-            server.stop()
+    with running(tmp_path_factory.mktemp("zygote") / "state", ahead=AHEAD) as made:
+        warm(made)
+        yield made
 
 
 def create(server: Server, **options: object) -> Sandbox:

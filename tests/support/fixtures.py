@@ -1,5 +1,6 @@
 """Fixtures over a real server, for the suites that need one; their conftest.py imports what they use."""
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,13 +29,15 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server that most tests share; tests that hurt it take `own_server`."""
-    yield from _running(tmp_path_factory.mktemp("server") / "state")
+    with running(tmp_path_factory.mktemp("server") / "state") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of this module alone, to be maimed."""
-    yield from _running(tmp_path_factory.mktemp("own") / "state")
+    with running(tmp_path_factory.mktemp("own") / "state") as made:
+        yield made
 
 
 @pytest.fixture
@@ -74,10 +77,12 @@ def connect_options(server: Server, act: Callable[..., Sandbox], *args: Any, **o
     return act(*args, api_url=server.url, sandbox_url=server.url, api_key=server.key, **options)
 
 
-def _running(state: Path) -> Iterator[Server]:
+@contextlib.contextmanager
+def running(state: Path, **options: Any) -> Iterator[Server]:
+    """A server on this state folder, of which nothing is left behind."""
     STATES.add(state)
     with census.nothing_left([state]):
-        server = Server(state)
+        server = Server(state, **options)
         try:
             yield server.start()
         finally:

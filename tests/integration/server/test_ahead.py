@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support import census, outside
-from tests.support.fixtures import NEEDS_A_SERVER, STATES, connect_options
+from tests.support import outside
+from tests.support.fixtures import NEEDS_A_SERVER, connect_options, running
 from tests.support.inside import run
 from tests.support.server import Server
 from tests.support.waiting import until
@@ -24,17 +24,11 @@ AHEAD = 2
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that keeps two ready, and has them."""
-    made = Server(tmp_path_factory.mktemp("ahead") / "state", ahead=AHEAD)
-    STATES.add(made.state)
-    with census.nothing_left([made.state]):
-        try:
-            made.start()
-            with connect_options(made, Sandbox.create):
-                pass
-            until(lambda: len(ready(made)) == AHEAD, within_s=30, what="sandboxes made ahead")
-            yield made
-        finally:
-            made.stop()
+    with running(tmp_path_factory.mktemp("ahead") / "state", ahead=AHEAD) as made:
+        with connect_options(made, Sandbox.create):
+            pass
+        until(lambda: len(ready(made)) == AHEAD, within_s=30, what="sandboxes made ahead")
+        yield made
 
 
 def ready(server: Server) -> dict[str, int]:

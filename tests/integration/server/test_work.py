@@ -7,8 +7,7 @@ Who makes a request cheaper lowers it.
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.support import census
-from tests.support.fixtures import NEEDS_A_SERVER, STATES, connect_options
+from tests.support.fixtures import NEEDS_A_SERVER, connect_options, running
 from tests.support.server import Server
 from tests.support.waiting import until
 from tests.support.work import Work, of_one
@@ -92,20 +91,15 @@ def sandbox(server: Server) -> Iterator[Sandbox]:
 def stocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with all sandboxes of a test ready, and no room to make another one while it counts."""
     count = BATCHES * CREATES
-    made = Server(tmp_path_factory.mktemp("stocked") / "state", ahead=count)
-    made.state.mkdir()
+    state = tmp_path_factory.mktemp("stocked") / "state"
+    state.mkdir()
     settings = f"[ahead]\nleast = {count}\n[limits]\nmax_sandboxes = {count}\n"
-    (made.state / "config.toml").write_text(settings)
-    STATES.add(made.state)
-    with census.nothing_left([made.state]):
-        try:
-            made.start()
-            with connect_options(made, Sandbox.create):
-                pass
-            until(lambda: _ready(made) == count, within_s=60, what="sandboxes made ahead")
-            yield made
-        finally:
-            made.stop()
+    (state / "config.toml").write_text(settings)
+    with running(state, ahead=count) as made:
+        with connect_options(made, Sandbox.create):
+            pass
+        until(lambda: _ready(made) == count, within_s=60, what="sandboxes made ahead")
+        yield made
 
 
 def _ready(server: Server) -> int:

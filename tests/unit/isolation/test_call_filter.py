@@ -2,11 +2,11 @@
 
 import ctypes
 import struct
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.isolation.test_seccomp import decisions
 
 from cloche_server.isolation.container import call_filter, seccomp
 
@@ -56,23 +56,10 @@ def number_of(name: str) -> int:
 
 
 def expected(name: str, arguments: tuple[int, ...]) -> set[int]:
-    outcomes = {
-        ALLOW if rule["action"] == seccomp.ALLOW else ERRNO | rule["errnoRet"]
-        for rule in PROFILE["syscalls"]
-        if name in rule["names"] and all(_holds(one, arguments) for one in rule.get("args", ()))
+    return {
+        ALLOW if action == seccomp.ALLOW else ERRNO | (number or 0)
+        for action, number in decisions(name, *arguments)
     }
-    return outcomes or {ERRNO | PROFILE["defaultErrnoRet"]}
-
-
-def _holds(condition: dict[str, Any], arguments: tuple[int, ...]) -> bool:
-    value = arguments[condition["index"]]
-    match condition["op"]:
-        case "SCMP_CMP_EQ":
-            return value == condition["value"]
-        case "SCMP_CMP_NE":
-            return value != condition["value"]
-        case _:
-            return value & condition["value"] == condition["valueTwo"]
 
 
 @given(name=st.sampled_from(CALLS), arguments=st.tuples(*[words] * 6))
