@@ -36,6 +36,8 @@ class BashBackend:
         """Nothing is started yet."""
         self._number = 0
         self._said = b""
+        self._is_over = True
+        self._is_interrupted = False
 
     def start(self) -> None:
         """Start bash in the folder of this process.
@@ -70,6 +72,7 @@ class BashBackend:
     def run(self, code: str, variables: dict[str, str], voice: Voice) -> None:
         """Run a cell; an exit code that is not 0 is an error, as in Jupyter's kernel."""
         self._number += 1
+        self._is_interrupted = self._is_over = False
         names = [name for name in variables if _NAME.match(name)]
         for name in names:
             self._tell(f"__cloche_{name}=$(declare -p {name} 2>/dev/null)\n")
@@ -81,6 +84,9 @@ class BashBackend:
                 f"eval {cell} </dev/null; printf 'done {self._number} %s\\n' $? >&{self._said_fd}\n"
             )
             status = self._await_end(self._number)
+        self._is_over = True
+        if status is not None and self._is_interrupted and not self._settle():
+            status = None
         if status is None:
             self._renew(voice)
             return
@@ -91,8 +97,22 @@ class BashBackend:
             voice.error("ExitStatus", str(status), f"exit status {status}")
 
     def interrupt(self) -> None:
-        """End what bash waits for, and what it does."""
-        interrupt_group()
+        """End what bash waits for, and what it does; nothing once the cell is over."""
+        if not self._is_over:
+            self._is_interrupted = True
+            interrupt_group()
+
+    def _settle(self) -> bool:
+        """Wait until bash has taken every interrupt; False when it has ended.
+
+        The agent repeats itself, and a signal that bash takes while it reads its next line makes it forget
+        what it has read of that line. So it is given one that may be lost, until it has answered one.
+        """
+        while self._process.poll() is None:
+            self._tell(f"\necho done -{self._number} 0 >&{self._said_fd}\n")
+            if self._await_end(-self._number, _LOOK_MS) is not None:
+                return True
+        return False
 
     def _tell(self, line: str) -> None:
         data = line.encode("utf-8", "surrogateescape")
@@ -102,13 +122,13 @@ class BashBackend:
         except BrokenPipeError:
             return  # bash has ended: whoever waits for its answer sees it
 
-    def _await_end(self, number: int) -> Optional[int]:
-        """The exit status of a cell; None when bash itself has ended."""
+    def _await_end(self, number: int, patience_ms: Optional[int] = None) -> Optional[int]:
+        """The exit status of a cell; None when bash itself has ended, or has said nothing for so long."""
         # The other end may be held by what a cell has put into the background, hence the look at bash itself.
         watch = select.poll()
         watch.register(self._said_read, select.POLLIN)
         while True:
-            if watch.poll(_LOOK_MS):
+            if watch.poll(patience_ms or _LOOK_MS):
                 data = os.read(self._said_read, 4096)
                 if not data:
                     return None
@@ -117,7 +137,7 @@ class BashBackend:
                     kind, of, status = line.split()
                     if int(of) == number and kind in (b"done", b"prompt"):
                         return int(status)
-            elif self._process.poll() is not None:
+            elif self._process.poll() is not None or patience_ms is not None:
                 return None
 
     def _renew(self, voice: Voice) -> None:
