@@ -83,6 +83,8 @@ def density() -> Costs:
     Counted twice: what the kernel says of its processes, and what the machine has less. The latter holds all
     that a sandbox costs anywhere (the kernel's own, files in memory), and whatever else the machine did.
     """
+    new().kill()  # where nobody has asked for anything yet, there is no zygote, and each starts its own
+    the_server.until_one_is_ready()
     the_server.until_quiet()
     alive, available_mib = len(the_server.records()), processes.available_mib()
     with crowd(CROWD) as made:
