@@ -9,7 +9,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, Message, OutputPipe, text_of
 from cloche_agent.kernels.languages import DEFAULT_PATH
@@ -166,53 +166,63 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
             kernel.kill("it did not start")
 
 
+class _Ends:
+    """Both ends of a kernel's socket and of its output. What nobody has taken over is closed with it."""
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._ours = contextlib.ExitStack()
+        self.ours, self.theirs = socket.socketpair()
+        self._out_read, self.out = self._pipe()
+        self._err_read, self.err = self._pipe()
+        self._open.enter_context(self.theirs)
+        self._ours.enter_context(self.ours)
+
+    def _pipe(self) -> tuple[int, int]:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        self._ours.callback(os.close, reading)
+        self._open.callback(os.close, writing)
+        return reading, writing
+
+    def take(self) -> FrameChannel:
+        """Our ends, from now on the channel's."""
+        self._ours.pop_all()
+        pipes = OutputPipe("stdout", self._out_read), OutputPipe("stderr", self._err_read)
+        return FrameChannel(self.ours, pipes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+        self._ours.close()
+
+
 async def _fork(plan: KernelPlan) -> _Process | None:
     """Have the process forked where it can be: from one that has imported all that it needs."""
     if plan.zygote is None or not plan.zygote.serves(plan.env):
         return None
-    ours, theirs = socket.socketpair()
-    (out_read, out_write), (err_read, err_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-    fork = None
-    try:
-        fork = await plan.zygote.fork(ours, theirs, out_write, err_write)
-    finally:
-        theirs.close()
-        os.close(out_write)
-        os.close(err_write)
-        if fork is None:
-            ours.close()
-            os.close(out_read)
-            os.close(err_read)
-    if fork is None:
-        return None
-    channel = FrameChannel(ours, (OutputPipe("stdout", out_read), OutputPipe("stderr", err_read)))
-    return _Process(fork.pid, channel, wait(fork))
+    with _Ends() as ends:
+        fork = await plan.zygote.fork(ends.ours, ends.theirs, ends.out, ends.err)
+        return None if fork is None else _Process(fork.pid, ends.take(), wait(fork))
 
 
 def _launch(plan: KernelPlan, reaper: Reaper) -> _Process:
     """Start the process in this sandbox."""
     user = account()
-    ours, theirs = socket.socketpair()
-    (out_read, out_write), (err_read, err_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     argv = plan.language.argv(plan.kernels, _KERNEL_FD)
-    # SAFETY: the kernel gets its own ends of these three, and no other descriptor: spawn closes all others.
-    request = SpawnRequest(
-        argv, environment(plan.env), "/", user.uid, user.gid, user.groups,
-        stdout=out_write, stderr=err_write, pass_fds={_KERNEL_FD: theirs.fileno()},
-    )  # fmt: skip
-    try:
-        pid = spawn(request)
-    except ClocheError as error:
-        ours.close()
-        os.close(out_read)
-        os.close(err_read)
-        raise KernelStartError(f"{error.message}; {plan.language.needs}") from error
-    finally:
-        theirs.close()
-        os.close(out_write)
-        os.close(err_write)
-    channel = FrameChannel(ours, (OutputPipe("stdout", out_read), OutputPipe("stderr", err_read)))
-    return _Process(pid, channel, reaper.wait(pid))
+    with _Ends() as ends:
+        # SAFETY: the kernel gets its own ends of these three, and no other descriptor: spawn closes all
+        # others.
+        request = SpawnRequest(
+            argv, environment(plan.env), "/", user.uid, user.gid, user.groups,
+            stdout=ends.out, stderr=ends.err, pass_fds={_KERNEL_FD: ends.theirs.fileno()},
+        )  # fmt: skip
+        try:
+            pid = spawn(request)
+        except ClocheError as error:
+            raise KernelStartError(f"{error.message}; {plan.language.needs}") from error
+        return _Process(pid, ends.take(), reaper.wait(pid))
 
 
 def _explain(kind: str, message: str, plan: KernelPlan) -> str:

@@ -80,23 +80,25 @@ class Zygote:
         """
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        status, reporting = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            self._ask([theirs.fileno(), out, err, reporting])
-            theirs.close()  # so that its end is seen here
-            async with asyncio.timeout(_FORK_DEADLINE_S):
-                pid = await _hear(sock)
-            process = os.pidfd_open(pid)
-        except (OSError, TimeoutError, _NoFork) as error:
-            log.info("no fork of a warm Python: %s", str(error) or type(error).__name__)
-            os.close(status)
-            return None
-        finally:
-            os.close(reporting)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        for group in self._groups:
-            # SAFETY: the limits hold before it gets its first instruction of the tenant's.
-            os.pwrite(group, str(pid).encode(), 0)
+        with contextlib.ExitStack() as opened:
+            status, reporting = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            opened.callback(os.close, status)
+            try:
+                with os.fdopen(reporting, "wb", 0):
+                    self._ask([theirs.fileno(), out, err, reporting])
+                theirs.close()  # so that its end is seen here
+                async with asyncio.timeout(_FORK_DEADLINE_S):
+                    pid = await _hear(sock)
+                process = os.pidfd_open(pid)
+            except (OSError, TimeoutError, _NoFork) as error:
+                log.info("no fork of a warm Python: %s", str(error) or type(error).__name__)
+                return None
+            opened.callback(os.close, process)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+            for group in self._groups:
+                # SAFETY: the limits hold before it gets its first instruction of the tenant's.
+                os.pwrite(group, str(pid).encode(), 0)
+            opened.pop_all()
         return Fork(pid, process, status)
 
     def _ask(self, descriptors: list[int]) -> None:
@@ -127,7 +129,8 @@ async def _hear(sock: socket.socket) -> int:
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             pid: int = _CREDENTIALS.unpack_from(content)[0]
-            # SAFETY: what is said by the kernel, not by the process; 0 is one outside of this sandbox.
+            # SAFETY: 0 is a process outside of this sandbox, 1 are we. A zygote that lies can name another
+            # one of this sandbox only, which its template could end anyway.
             if pid > 1:
                 return pid
     raise _NoFork("nobody of this sandbox has answered")

@@ -143,8 +143,8 @@ class Kernel:
         if imports is None:
             return
         if self._shell.is_warm:
-            # A fork writes to a page of its parent's at the price of a copy: those that every cell writes to
-            # are copied now. The first cell then takes 6 ms less.
+            # A fork writes to a page of its parent's at the price of a copy: those that every cell writes to,
+            # some 120, are copied now.
             self._shell.warm_up()
         else:
             _warm(self._shell, imports)

@@ -68,18 +68,18 @@ class ContainerDriver:
         await asyncio.to_thread(_write_layer, spec.folder, first, spec.etc_files)
         groups = [str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)]
         with ExitStack() as opened:
-            own, connection = spec.family, None
-            if isinstance(own, ContainerFamily) and (connection := own.connect()) is not None:
-                opened.enter_context(connection)
+            own = spec.family if isinstance(spec.family, ContainerFamily) else None
+            connection = own.connect() if own is not None else None
             descriptors = [shared.mount for shared in spec.mounts]
             descriptors += [spec.network_namespace, *spec.listeners]
             arguments = list(spec.argv)
             if connection is not None:
+                opened.enter_context(connection)
                 number = _FIRST_DESCRIPTOR + len(spec.listeners)
                 files = range(number + 1, number + 1 + len(groups))
                 arguments += ["--zygote-fd", str(number), "--group-fds", ",".join(map(str, files))]
                 descriptors.append(connection.fileno())
-            if isinstance(own, ContainerFamily):
+            if own is not None:
                 descriptors.insert(0, own.of_slot(spec.slot))
             request = LaunchRequest(
                 role="sandbox",
@@ -91,7 +91,7 @@ class ContainerDriver:
                 cgroup_files=groups,
                 argv=arguments,
                 env=spec.env,
-                has_user_namespace=isinstance(own, ContainerFamily),
+                has_user_namespace=own is not None,
                 hands_groups_over=connection is not None,
                 mount_paths=[shared.path for shared in spec.mounts],
             )

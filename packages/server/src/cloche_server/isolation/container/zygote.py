@@ -33,13 +33,11 @@ import socket
 import sys
 import threading
 import traceback
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from cloche_server.isolation import posture, syscalls
 
-NAMESPACES = ("net", "ipc", "uts", "cgroup", "pid", "mnt", "user")
-"""In the order of entering: the user namespace last, for the rights over the others end with that."""
-_KINDS = {
+NAMESPACES = {
     "net": syscalls.CLONE_NEWNET,
     "ipc": syscalls.CLONE_NEWIPC,
     "uts": syscalls.CLONE_NEWUTS,
@@ -48,18 +46,12 @@ _KINDS = {
     "mnt": syscalls.CLONE_NEWNS,
     "user": syscalls.CLONE_NEWUSER,
 }
+"""In the order of entering: the user namespace last, for the rights over the others end with that."""
 _DESCRIPTORS = 4 + len(NAMESPACES)
 _SOCKET, _OUT, _ERR, _STATUS = range(4)
 _KERNEL_FD = 3
 _PID = array.array("i", [0]).itemsize
 _OOM_SCORE_ADJ = "500"
-
-
-class Fork(NamedTuple):
-    """A kernel that runs: where its exit status goes."""
-
-    pid: int
-    status: int
 
 
 class Zygote:
@@ -152,9 +144,9 @@ class Zygote:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for kind, descriptor in zip(NAMESPACES, descriptors[4:]):
+            for kind, descriptor in zip(NAMESPACES.values(), descriptors[4:]):
                 # SAFETY: of one sandbox, by the hand of its agent; none of them leads out of it.
-                syscalls.setns(descriptor, _KINDS[kind])
+                syscalls.setns(descriptor, kind)
             os.setgroups([0])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
