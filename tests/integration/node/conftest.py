@@ -193,7 +193,7 @@ async def healthy(node: NodeProcess, sandbox_id: str) -> bool:
     assert isinstance(routes, list)
     (route,) = [found for found in routes if found.sandbox_id == sandbox_id]
     try:
-        reader, writer = await asyncio.open_unix_connection(route.agent_socket)
+        reader, writer = await asyncio.open_unix_connection(route.agent_address)
     except OSError as error:
         raise Unavailable(str(error)) from error
     writer.write(b"GET /health HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n")

@@ -9,9 +9,11 @@
     │   ├── SandboxNotFound
     │   ├── TemplateNotFound
     │   ├── VolumeNotFound
+    │   ├── SnapshotNotFound
     │   └── PathNotFound
     ├── AlreadyExists         409  already_exists
     ├── Conflict              409  aborted
+    ├── SnapshotUnusable      409  failed_precondition
     ├── TooLarge              413  resource_exhausted
     ├── ResourceExhausted     429  resource_exhausted
     ├── Canceled              499  canceled
@@ -100,6 +102,10 @@ class VolumeNotFound(NotFound):
     """No such volume for this caller."""
 
 
+class SnapshotNotFound(NotFound):
+    """No such snapshot for this caller."""
+
+
 class PathNotFound(NotFound):
     """No such file or folder inside the sandbox or the volume."""
 
@@ -115,6 +121,13 @@ class Conflict(ClocheError):
     """The thing is in a state that does not allow this act."""
 
     connect_code = "aborted"
+    http_status = 409
+
+
+class SnapshotUnusable(ClocheError):
+    """What was kept on disk cannot be used: damaged, incomplete, or made by other versions. Nothing was started."""
+
+    connect_code = "failed_precondition"
     http_status = 409
 
 

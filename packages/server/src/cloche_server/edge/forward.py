@@ -111,7 +111,7 @@ async def _to_sandbox(
     exchange = Exchange(client, request, is_probe=is_agent and _is_probe(request))
     with gateway.table.attached(route.sandbox_id, exchange.cut):
         if is_agent:
-            socket_path = route.agent_socket if target.port == DAEMON_PORT else route.interpreter_socket
+            socket_path = route.agent_address if target.port == DAEMON_PORT else route.interpreter_address
             upstream = await connect_agent(socket_path, route.sandbox_id, gateway.table)
             fields = headers.to_agent(request, sender)
         else:

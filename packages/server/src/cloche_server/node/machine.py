@@ -123,8 +123,8 @@ class Machine:
         sockets = self.sockets(record.request.sandbox_id)
         return Route(
             sandbox_id=record.request.sandbox_id,
-            agent_socket=str(sockets / "envd.sock"),
-            interpreter_socket=str(sockets / "run.sock"),
+            agent_address=str(sockets / "envd.sock"),
+            interpreter_address=str(sockets / "run.sock"),
             access_token=record.request.access_token,
             traffic_token=record.request.traffic_token,
             mask_request_host=record.request.mask_request_host,

@@ -11,8 +11,16 @@ Control socket (`Config.node_socket`), method -> params -> result:
     logs         LogsQuery       [LogEntry]       of one, also a while after its end; raises SandboxNotFound
     health       {}              {}               whether the node answers
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
-    watch        {}              [SandboxReady], then events `ended` (SandboxEnded), `ready` (SandboxReady)
-                                 and `unready` (SandboxUnready) on the same link until it is closed
+    watch        {}              [SandboxReady], then events `ended` (SandboxEnded), `ready` (SandboxReady),
+                                 `unready` (SandboxUnready), `paused` and `resumed` (SandboxState) on the
+                                 same link until it is closed
+
+    pause           PauseSandbox   {}             raises SandboxNotFound, Conflict (paused, or busy),
+                                                  UnsupportedOption, NotEnoughSpace, Internal: it runs on
+    resume          ResumeSandbox  SandboxState   raises SandboxNotFound, Conflict (it runs, or is busy),
+                                                  ResourceExhausted, SnapshotUnusable: it stays paused
+    snapshot        TakeSnapshot   SnapshotTaken  raises as pause; the sandbox runs on
+    remove_snapshot RemoveSnapshot {}             one that is not there is a success
 
     create_volume  CreateVolume   {}             raises NotEnoughSpace, AlreadyExists, Unavailable, Internal
     remove_volume  RemoveVolume   {}             raises Conflict: a sandbox has it
@@ -29,6 +37,7 @@ Edge socket (`Config.edge_socket`):
     closed dial         Dial            {} with one descriptor: a connected TCP socket, made inside the
     sandbox's network namespace
                                  raises SandboxNotFound, PortClosed
+    wake         Wake            Route           raises SandboxNotFound: it is not paused, and does not run
 
 Egress socket (`Config.egress_socket`):
 
@@ -93,6 +102,13 @@ class CreateSandbox(msgspec.Struct, frozen=True):
     egress: EgressPolicy = EgressPolicy()
     https_ports: tuple[int, ...] = ()
     """Ports on which the sandbox's services speak TLS."""
+    on_timeout: Literal["kill", "pause"] = "kill"
+    pause_memory: bool = True
+    """Whether its memory is kept when its time-out pauses it."""
+    auto_resume: bool = False
+    """Whether a request for it resumes it when it is paused, for `timeout_s` seconds."""
+    snapshot_id: str | None = None
+    """Made as a copy of what that snapshot has kept, instead of from its template."""
 
 
 class SandboxState(msgspec.Struct, frozen=True):
@@ -105,6 +121,47 @@ class SandboxState(msgspec.Struct, frozen=True):
     isolation: str
     egress_digest: str = ""
     """Of what it may reach now, so that the control plane can see whether that is what it shows."""
+    state: Literal["running", "paused"] = "running"
+
+
+class PauseSandbox(msgspec.Struct, frozen=True):
+    """Put one sandbox on disk; the answer comes when that is safe there, and no process of it is left."""
+
+    sandbox_id: str
+    memory: bool = True
+    """Whether its processes and their memory are kept; its files are in any case."""
+
+
+class ResumeSandbox(msgspec.Struct, frozen=True):
+    """Have a paused sandbox run again; the answer comes when its agent has answered."""
+
+    sandbox_id: str
+    timeout_s: int
+    memory: bool = True
+    """Whether its processes go on; otherwise they end, and its files are as they were."""
+
+
+class TakeSnapshot(msgspec.Struct, frozen=True):
+    """Keep a copy of a running sandbox, which runs on, to make others of."""
+
+    sandbox_id: str
+    snapshot_id: str
+    memory: bool = True
+
+
+class SnapshotTaken(msgspec.Struct, frozen=True):
+    """A copy that is safe on disk."""
+
+    snapshot_id: str
+    bytes_on_disk: int
+    stall_ms: int
+    """How long the sandbox stood still for it."""
+
+
+class RemoveSnapshot(msgspec.Struct, frozen=True):
+    """Forget a snapshot; sandboxes that were made of it live on."""
+
+    snapshot_id: str
 
 
 class KillSandbox(msgspec.Struct, frozen=True):
@@ -239,14 +296,22 @@ class Route(msgspec.Struct, frozen=True):
     """How the edge reaches one sandbox."""
 
     sandbox_id: str
-    agent_socket: str
-    """Unix socket of the daemon that answers for port 49983."""
-    interpreter_socket: str
-    """Unix socket of the code interpreter, port 49999."""
+    agent_address: str
+    """Of the daemon that answers for port 49983: the path of a Unix socket, or `address:port`."""
+    interpreter_address: str
+    """The same of the code interpreter, port 49999."""
     access_token: str
     traffic_token: str | None = None
     mask_request_host: str | None = None
     https_ports: tuple[int, ...] = ()
+    is_paused: bool = False
+    """It is not there, and a request for it has the node resume it (`wake`)."""
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """Ask for a paused sandbox that wakes on traffic; the answer comes when it can be reached."""
+
+    sandbox_id: str
 
 
 class RouteGone(msgspec.Struct, frozen=True):

@@ -10,11 +10,15 @@ from cloche_server.node.messages import (
     LogEntry,
     LogsQuery,
     MetricsQuery,
+    PauseSandbox,
+    ResumeSandbox,
     SandboxEnded,
     SandboxMetrics,
     SandboxState,
     SetEgress,
     SetTimeout,
+    SnapshotTaken,
+    TakeSnapshot,
 )
 from cloche_server.placement.ready import ReadyBoard
 
@@ -72,6 +76,50 @@ class Placement(Protocol):
         """
         ...
 
+    async def pause(self, order: PauseSandbox) -> None:
+        """Put one sandbox on disk; afterwards that is safe there, and no process of it is left.
+
+        Raises:
+            SandboxNotFound: No node has it.
+            Conflict: It is paused, or something else is being done with it.
+            UnsupportedOption: Its isolation cannot; the message names one that can.
+            NotEnoughSpace: It runs on.
+            Unavailable: No node answers; it may be paused all the same.
+            DeadlineExceeded: The node takes too long; the same holds.
+        """
+        ...
+
+    async def resume(self, order: ResumeSandbox) -> SandboxState:
+        """Have a paused sandbox run again; on any error but the last two it stays paused.
+
+        Raises:
+            SandboxNotFound: No node has it.
+            Conflict: It runs, or something else is being done with it.
+            ResourceExhausted: No slot is free.
+            SnapshotUnusable: What was kept of it is damaged or of other versions.
+            Unavailable: No node answers; it may run all the same.
+            DeadlineExceeded: The node takes too long; the same holds.
+        """
+        ...
+
+    async def snapshot(self, order: TakeSnapshot) -> SnapshotTaken:
+        """Keep a copy of a running sandbox, which runs on; a `create` with its id makes another of it.
+
+        Raises:
+            SandboxNotFound, Conflict, UnsupportedOption, NotEnoughSpace, Unavailable, DeadlineExceeded: As
+            `pause`.
+        """
+        ...
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """Forget a snapshot. One that is not there is a success.
+
+        Raises:
+            Unavailable: No node answers.
+            DeadlineExceeded: The node takes too long.
+        """
+        ...
+
     async def create_volume(self, volume: CreateVolume) -> None:
         """Make an empty volume where every node that takes sandboxes of its team reaches it.
 
@@ -121,8 +169,9 @@ class Placement(Protocol):
         """
         ...
 
-    def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
-        """Yield `LinkUp`, then every end of a sandbox, until the link is lost.
+    def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded | SandboxState, None]:
+        """Yield `LinkUp`, then every end of a sandbox, and its state when it was paused or resumed, until the
+        link is lost.
 
         Raises:
             Unavailable: No node answers.
