@@ -125,7 +125,7 @@ class Conflict(ClocheError):
 
 
 class SnapshotUnusable(ClocheError):
-    """What was kept on disk cannot be used: damaged, incomplete, or made by other versions. Nothing was started."""
+    """What was kept on disk cannot be used: damaged, or made by other versions. Nothing was started."""
 
     connect_code = "failed_precondition"
     http_status = 409

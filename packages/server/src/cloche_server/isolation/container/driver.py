@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
-import stat
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from cloche_server.isolation import cgroups, identity
+from cloche_server.isolation import cgroups, identity, mount_points
 from cloche_server.isolation.base import (
     Capabilities,
     FamilySpec,
@@ -20,10 +20,10 @@ from cloche_server.isolation.base import (
     Usage,
     first_id,
 )
-from cloche_server.isolation.container import family, root
-from cloche_server.isolation.container.client import Launcher
+from cloche_server.isolation.container import family, launcher
 from cloche_server.isolation.container.family import ContainerFamily
-from cloche_server.isolation.container.requests import LaunchRequest, NamespacesRequest
+from cloche_server.isolation.container.requests import LaunchRequest, NamespacesRequest, encode
+from cloche_server.isolation.launching.client import Launcher
 from cloche_wire.errors import Internal, Unavailable
 
 _FIRST_DESCRIPTOR = 3
@@ -48,13 +48,13 @@ class ContainerDriver:
 
         See `Driver.prepare`.
         """
-        for folder in (root.MOUNT_FOLDER, *map(Path, (root.ROOT, root.LOWER, root.RUNTIME, root.EMPTY))):
-            _make_own_folder(folder)
+        mount_points.prepare()
         try:
             self._groups.prepare()
         except OSError as error:
             raise Unavailable(f"cannot make control groups: {error.filename}: {error.strerror}") from error
-        self._started = Launcher(program)
+        imported = () if program is None else (json.dumps(program._asdict()),)
+        self._started = Launcher(launcher.__name__, *imported)
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         """See `Driver.start`."""
@@ -106,7 +106,7 @@ class ContainerDriver:
         with theirs:
             try:
                 asked = NamespacesRequest(family.extents(spec), family.sandboxes(spec), networks=0)
-                namespaces = (await self._launcher.ask(asked, [])).descriptors
+                namespaces = (await self._launcher.ask(encode(asked), [])).descriptors
                 opened = ContainerFamily(spec, self._launcher, namespaces)
                 await asyncio.to_thread(_write_layer, spec.folder, first, {})
                 request = LaunchRequest(
@@ -174,7 +174,7 @@ class ContainerDriver:
         return self._started
 
     async def _launch(self, request: LaunchRequest, descriptors: list[int]) -> ProcessIdentity:
-        answer = await self._launcher.ask(request, descriptors)
+        answer = await self._launcher.ask(encode(request), descriptors)
         init = identity.identify(answer.pid)
         if init is None:
             raise Internal("it ended at once")
@@ -197,11 +197,3 @@ def _write_layer(folder: Path, first: int, etc_files: Mapping[str, str]) -> None
         path.write_text(text)
         os.chown(path, first, first)
         path.chmod(0o644)
-
-
-def _make_own_folder(path: Path) -> None:
-    """Make a folder that may be mounted over; refuse one that others own or can write to."""
-    path.mkdir(mode=0o755, exist_ok=True)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
-        raise Unavailable(f"not a folder of ours: {path}", hint="move it away")

@@ -8,8 +8,8 @@ import os
 import socket
 
 from cloche_server.isolation.base import ID_RANGE, FamilySpec, ProcessIdentity, first_id
-from cloche_server.isolation.container.client import Launcher
-from cloche_server.isolation.container.requests import NamespacesRequest
+from cloche_server.isolation.container.requests import NamespacesRequest, encode
+from cloche_server.isolation.launching.client import Launcher
 from cloche_server.readiness import until_readable
 from cloche_wire.errors import Internal
 
@@ -48,7 +48,9 @@ class ContainerFamily:
         async with self._making:
             if not self._networks:
                 request = NamespacesRequest(extents=[], sandboxes=[], networks=_NETWORKS_AT_ONCE)
-                self._networks = (await self._launcher.ask(request, [self.user_namespace])).descriptors
+                self._networks = (
+                    await self._launcher.ask(encode(request), [self.user_namespace])
+                ).descriptors
             return self._networks.pop()
 
     async def adopt_zygote(self, control: socket.socket, init: ProcessIdentity) -> None:

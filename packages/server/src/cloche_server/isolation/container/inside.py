@@ -15,7 +15,7 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 from cloche_server.isolation import posture, syscalls
-from cloche_server.isolation.container.root import ROOT, RUNTIME
+from cloche_server.isolation.mount_points import ROOT, RUNTIME
 
 _STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _NOSUID, _NOEXEC = syscalls.MOUNT_ATTR_NOSUID, syscalls.MOUNT_ATTR_NOEXEC

@@ -1,10 +1,9 @@
 """The container driver's only process that touches mounts: single-threaded, so it may fork and unshare.
 
 Started by the driver as `python -I -m cloche_server.isolation.container.launcher FD [PRELOAD]`. For each
-request on the descriptor (a SOCK_SEQPACKET pair, see `requests`) it forks a child, which enters the sandbox's
-control groups, makes a mount namespace that dies with the sandbox, assembles the root there, and becomes the
-parent of the sandbox's pid 1; the answer goes to the request's own socket. So no mount of ours ever stands
-in a namespace that outlives one create, whatever is killed, and there is nothing to unmount.
+request (`requests`) its fork enters the sandbox's control groups, makes a mount namespace that dies with the
+sandbox, assembles the root there, and becomes the parent of the sandbox's pid 1. So no mount of ours ever
+stands in a namespace that outlives one create, whatever is killed, and there is nothing to unmount.
 
 It is the agent's zygote too: it has imported the agent, so where a sandbox is to run that, its pid 1 is a
 fork of this process that goes on as the agent, instead of an interpreter that starts and imports. It holds
@@ -13,30 +12,18 @@ no secret: its arguments, its environment and its requests name files, limits an
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import os
-import signal
-import socket
 import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from cloche_server.isolation import syscalls
-from cloche_server.isolation.container import call_filter, confine, preload, root, seccomp, shared_mounts
-from cloche_server.isolation.container.requests import (
-    MAX_DESCRIPTORS,
-    MAX_REQUEST_BYTES,
-    LaunchRequest,
-    NamespacesRequest,
-    decode,
-)
+from cloche_server.isolation.container import call_filter, confine, preload, root, seccomp
+from cloche_server.isolation.container.requests import LaunchRequest, NamespacesRequest, decode
+from cloche_server.isolation.launching import server
 
 ID_RANGE = 65_536
-_LIFTED_DESCRIPTOR = 300
-"""Above all that can come with a request."""
 
 
 class _Ready(NamedTuple):
@@ -49,48 +36,21 @@ class _Ready(NamedTuple):
 
 def main() -> None:
     """Answer requests until the driver's end is closed."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Inits of sandboxes become our children, and are reaped.
-    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps for us: sigaction(2), SA_NOCLDWAIT
+    control = server.take_control()
     ready = _Ready(
         call_filter.compile_profile(seccomp.profile()),
         call_filter.compile_profile(seccomp.profile(enters_namespaces=True)),
         preload.load(sys.argv[2]) if len(sys.argv) > 2 else None,
     )
-    while True:
-        packet, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, MAX_DESCRIPTORS)
-        if not packet:
-            return
-        if os.fork() == 0:
-            control.close()
-            _child(packet, descriptors, ready)
-        for descriptor in descriptors:
-            os.close(descriptor)
+    server.serve(control, partial(_act, ready))
 
 
-def _child(packet: bytes, descriptors: list[int], ready: _Ready) -> NoReturn:
-    """Do one request and leave."""
-    lifted = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, _LIFTED_DESCRIPTOR)
-    os.close(descriptors[0])
-    made: list[int] = []
-    answer: dict[str, object] = {}
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        match decode(packet):
-            case LaunchRequest() as request:
-                answer["pid"] = _launch(request, descriptors[1:], ready)
-            case NamespacesRequest() as request:
-                made = _make_namespaces(request, descriptors[1:])
-    except shared_mounts.BadPath as error:
-        answer["bad_path"] = str(error)
-    except (OSError, ValueError, TypeError) as error:
-        answer["error"] = str(error)
-    # Nobody reads it any more when the node was killed meanwhile: its next start ends what stands there.
-    with contextlib.suppress(BrokenPipeError, ConnectionError), socket.socket(fileno=lifted) as answers:
-        socket.send_fds(answers, [json.dumps(answer).encode()], made)
-    os._exit(0)
+def _act(ready: _Ready, packet: bytes, descriptors: list[int]) -> server.Done:
+    match decode(packet):
+        case LaunchRequest() as request:
+            return server.Done(_launch(request, descriptors, ready))
+        case NamespacesRequest() as request:
+            return server.Done(descriptors=tuple(_make_namespaces(request, descriptors)))
 
 
 def _launch(request: LaunchRequest, inherited: list[int], ready: _Ready) -> int:

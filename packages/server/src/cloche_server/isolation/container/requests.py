@@ -6,10 +6,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-MAX_REQUEST_BYTES = 64 * 1024
-MAX_DESCRIPTORS = 250
-"""The kernel passes 253 at once (unix(7), SCM_RIGHTS)."""
-
 
 @dataclass(frozen=True)
 class LaunchRequest:

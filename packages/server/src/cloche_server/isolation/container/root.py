@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from cloche_server.isolation import syscalls
 from cloche_server.isolation.container import shared_mounts
-
-MOUNT_FOLDER = Path("/run/cloche")
-"""Mount points of every create, each in its own namespace.
-
-Short, the same for all, and reachable for every user id.
-"""
-ROOT, LOWER, RUNTIME, EMPTY = (str(MOUNT_FOLDER / name) for name in ("root", "lower", "runtime", "empty"))
+from cloche_server.isolation.mount_points import EMPTY, LOWER, ROOT, RUNTIME
 
 
 def assemble(

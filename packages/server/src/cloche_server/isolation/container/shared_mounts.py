@@ -7,12 +7,9 @@ import errno
 import os
 
 from cloche_server.isolation import syscalls
+from cloche_server.isolation.launching.server import BadPath
 
 _STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
-
-
-class BadPath(Exception):  # noqa: N818 - an answer to whoever named the path
-    """No folder can be mounted over there; the message says why."""
 
 
 def show(mount: int, root: str, path: str, user_namespace: int, first_id: int) -> None:

@@ -10,9 +10,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from cloche_server.isolation.base import Program
-from cloche_server.isolation.container import launcher
-from cloche_server.isolation.container.requests import MAX_DESCRIPTORS, Request, encode
+from cloche_server.isolation.launching.server import MAX_DESCRIPTORS
 from cloche_server.readiness import until_readable
 from cloche_wire.errors import Internal, InvalidArgument
 
@@ -30,9 +28,10 @@ class Answer(NamedTuple):
 class Launcher:
     """A launcher, started again where it has ended."""
 
-    def __init__(self, program: Program | None) -> None:
-        """Start it; it imports the program."""
-        self._arguments = [] if program is None else [json.dumps(program._asdict())]
+    def __init__(self, module: str, *arguments: str) -> None:
+        """Start that module, which calls `server.serve`, with these arguments after the descriptor."""
+        self._module = module
+        self._arguments = arguments
         self._control, self._process = self._start()
 
     def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
@@ -42,12 +41,12 @@ class Launcher:
             # SAFETY: the launcher gets this one descriptor only, and nothing of our environment: sandboxes
             # are forks of it. It ends when our end is closed, however that happens.
             process = subprocess.Popen(
-                [sys.executable, "-I", "-m", launcher.__name__, str(theirs.fileno()), *self._arguments],
+                [sys.executable, "-I", "-m", self._module, str(theirs.fileno()), *self._arguments],
                 pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={"LANG": "C.UTF-8"},
             )  # fmt: skip
         return ours, process
 
-    async def ask(self, request: Request, descriptors: list[int]) -> Answer:
+    async def ask(self, packet: bytes, descriptors: list[int]) -> Answer:
         """Have one request done.
 
         Raises:
@@ -58,7 +57,7 @@ class Launcher:
         ours.setblocking(False)
         with ours:
             with theirs:
-                self._send(encode(request), [theirs.fileno(), *descriptors])
+                self._send(packet, [theirs.fileno(), *descriptors])
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                     text, made = await _receive(ours)
