@@ -32,6 +32,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Whether an interpreter can be made ready for many sandboxes at once (`Driver.open_family`)."""
     volumes: bool = False
     """Whether mounts of others can be shown in a sandbox (`SandboxSpec.mounts`)."""
+    listeners: bool = True
+    """Whether its first process gets `SandboxSpec.listeners`; otherwise it is reached over its network."""
+    image_format: str = ""
+    """What can read the images that `save` writes: they are of use to drivers that say the same."""
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
@@ -145,6 +149,9 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     zygote, and files to move a process into the sandbox's groups, as `--zygote-fd` and `--group-fds`."""
     mounts: tuple[SharedMount, ...] = ()
     """Shown without devices and setuid programs; for drivers that say `volumes`."""
+    image: Path | None = None
+    """What `Driver.save` has written: the sandbox goes on from there, and `argv` and `env` are as they were
+    then; for drivers that say `memory_snapshot`."""
 
 
 class Usage(NamedTuple):
@@ -194,6 +201,33 @@ class Driver(Protocol):
         Raises:
             Internal: A control could not be put in place; the message names it. Nothing of the tenant ran.
             InvalidArgument: A shared mount's path is none for a folder in this template.
+        """
+        ...
+
+    async def freeze(self, sandbox_id: str, folder: Path) -> None:
+        """Have every process of a sandbox stand still; for drivers that say `memory_snapshot`.
+
+        Raises:
+            Internal: It cannot; the sandbox runs on.
+        """
+        ...
+
+    async def thaw(self, sandbox_id: str, folder: Path) -> None:
+        """Have a frozen sandbox go on.
+
+        Raises:
+            Internal: It cannot, or was not frozen.
+        """
+        ...
+
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+        """Write processes, memory and files of a frozen sandbox into files of the folder `image`, not synced.
+
+        Leaves: the sandbox frozen, as it was; on an error perhaps a part in `image`.
+
+        Raises:
+            NotEnoughSpace: The disk is full.
+            Internal: It cannot; the message says why.
         """
         ...
 

@@ -69,6 +69,18 @@ class FakeDriver:
         _reap(pid)
         raise Internal("cannot start the sandbox: its init ended at once")
 
+    async def freeze(self, sandbox_id: str, folder: Path) -> None:
+        """See `Driver.freeze`; this one says no `memory_snapshot`."""
+        raise Internal("no images here")
+
+    async def thaw(self, sandbox_id: str, folder: Path) -> None:
+        """See `Driver.thaw`; this one says no `memory_snapshot`."""
+        raise Internal("no images here")
+
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+        """See `Driver.save`; this one says no `memory_snapshot`."""
+        raise Internal("no images here")
+
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
         """See `Driver.destroy`."""
         while found := [process for owner, process in _marked() if owner == sandbox_id]:

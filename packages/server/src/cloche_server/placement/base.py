@@ -170,8 +170,7 @@ class Placement(Protocol):
         ...
 
     def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded | SandboxState, None]:
-        """Yield `LinkUp`, then every end of a sandbox, and its state when it was paused or resumed, until the
-        link is lost.
+        """Yield `LinkUp`, then every end, pause and resumption of a sandbox, until the link is lost.
 
         Raises:
             Unavailable: No node answers.

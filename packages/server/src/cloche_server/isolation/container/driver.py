@@ -131,6 +131,18 @@ class ContainerDriver:
                 raise Internal(f"cannot start the zygote: {error}") from error
             return opened
 
+    async def freeze(self, sandbox_id: str, folder: Path) -> None:
+        """See `Driver.freeze`; this one says no `memory_snapshot`."""
+        raise Internal("no images here")
+
+    async def thaw(self, sandbox_id: str, folder: Path) -> None:
+        """See `Driver.thaw`; this one says no `memory_snapshot`."""
+        raise Internal("no images here")
+
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+        """See `Driver.save`; this one says no `memory_snapshot`."""
+        raise Internal("no images here")
+
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
         """See `Driver.destroy`. The end of pid 1 ends every process of its namespace (pid_namespaces(7))."""
         if init is not None:

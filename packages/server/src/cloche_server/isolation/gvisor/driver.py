@@ -1,0 +1,191 @@
+"""The gVisor driver: each sandbox has a kernel of its own, a program on this machine that runsc starts.
+
+What the sandbox's processes ask of the kernel is answered by it (the sentry). The template's files come from
+another process (the gofer), read-only; what the sandbox writes is kept by the sentry, in its memory or in a
+file without a name. So an image of the sentry is the whole sandbox, files and all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from cloche_server.isolation import cgroups, identity, mount_points
+from cloche_server.isolation.base import (
+    Capabilities,
+    Family,
+    FamilySpec,
+    ProcessIdentity,
+    Program,
+    ResourceLimits,
+    SandboxSpec,
+    Usage,
+    first_id,
+)
+from cloche_server.isolation.gvisor import launcher, oci_spec
+from cloche_server.isolation.gvisor import runsc as programs
+from cloche_server.isolation.gvisor.launcher import RunscRequest
+from cloche_server.isolation.launching.client import Launcher
+from cloche_wire.errors import Internal, NotEnoughSpace, Unavailable
+
+_OWN_MEMORY_MIB = 128
+"""Of sentry and gofer beside what the sandbox uses: 70 to 95 measured."""
+_OWN_PIDS = 512
+"""Threads of both, and the processes in which the sandbox's programs run."""
+_SAVE_FLAGS = ("--compression=none", "--exclude-committed-zero-pages", "--leave-running")
+_BUNDLE, _FILES, _LOG, _PID = "bundle", "files", "runsc.log", "sandbox.pid"
+
+
+class GvisorDriver:
+    """Sandboxes with a kernel of their own."""
+
+    def __init__(self, block: int, tools: Path) -> None:
+        """Take the number of this server's block, which names its control groups, and the folder of runsc."""
+        self._groups = cgroups.SandboxGroups(
+            cgroups.detect(Path("/proc/self/mountinfo").read_text()), f"cloche-{block}"
+        )
+        self._tools = tools
+        self._root = Path(f"/run/cloche/runsc-{block}")
+        """What runsc knows of the sandboxes. Short: sockets lie in it."""
+        self._prepared: tuple[Launcher, programs.Runsc] | None = None
+
+    def capabilities(self) -> Capabilities:
+        """See `Driver.capabilities`."""
+        version = self._prepared[1].version if self._prepared is not None else ""
+        return Capabilities(
+            name="gvisor",
+            shares_host_kernel=False,
+            memory_snapshot=True,
+            disk_snapshot=True,
+            listeners=False,
+            image_format=f"runsc {version}",
+        )
+
+    def prepare(self, program: Program | None = None) -> None:
+        """Find runsc, make mount points and the parent group, start the launcher. See `Driver.prepare`."""
+        runsc = programs.find(self._tools)
+        mount_points.prepare()
+        self._root.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._groups.prepare()
+        except OSError as error:
+            raise Unavailable(f"cannot make control groups: {error.filename}: {error.strerror}") from error
+        self._prepared = Launcher(launcher.__name__), runsc
+
+    async def open_family(self, spec: FamilySpec) -> Family:
+        """See `Driver.open_family`; this one says no `families`."""
+        raise Internal("no families here")
+
+    async def start(self, spec: SandboxSpec) -> ProcessIdentity:
+        """See `Driver.start`."""
+        try:
+            init = await self._create(spec)
+            image = () if spec.image is None else ("--detach", f"--image-path={spec.image}")
+            await self._run(spec.sandbox_id, spec.folder, "restore" if image else "start", *image)
+        except (OSError, Internal) as error:
+            raise Internal(f"cannot start the sandbox: {error}") from error
+        return init
+
+    async def _create(self, spec: SandboxSpec) -> ProcessIdentity:
+        """Have its kernel run, with nothing in it yet."""
+        bundle, files = spec.folder / _BUNDLE, spec.folder / _FILES
+        for folder in (bundle, files):
+            folder.mkdir(mode=0o700)
+        (bundle / "config.json").write_bytes(msgspec.json.encode(oci_spec.write(spec)))
+        limits = ResourceLimits(
+            spec.limits.cpu_count, spec.limits.memory_mib + _OWN_MEMORY_MIB, spec.limits.pids + _OWN_PIDS
+        )
+        groups = [str(path) for path in self._groups.create(spec.sandbox_id, limits)]
+        pid_file = spec.folder / _PID
+        asked = (f"--bundle={bundle}", f"--pid-file={pid_file}", spec.sandbox_id)
+        request = RunscRequest(
+            # The filestore has no name, so nothing is left of it when the sandbox ends.
+            command=self._command(spec.folder, f"--overlay2=root:dir={files}", "create", *asked),
+            log=str(spec.folder / _LOG),
+            cgroup_files=groups,
+            rootfs=str(spec.rootfs),
+            runtime_tree=str(spec.runtime_tree),
+            first_id=first_id(spec.slot),
+            pid_file=str(pid_file),
+        )
+        answer = await self._launcher.ask(request.encode(), [spec.network_namespace])
+        init = identity.identify(answer.pid)
+        if init is None:
+            raise Internal("its kernel ended at once")
+        return init
+
+    async def freeze(self, sandbox_id: str, folder: Path) -> None:
+        """See `Driver.freeze`."""
+        await self._run(sandbox_id, folder, "pause")
+
+    async def thaw(self, sandbox_id: str, folder: Path) -> None:
+        """See `Driver.thaw`."""
+        await self._run(sandbox_id, folder, "resume")
+
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+        """See `Driver.save`."""
+        try:
+            await self._run(sandbox_id, folder, "checkpoint", *_SAVE_FLAGS, f"--image-path={image}")
+        except Internal as error:
+            if "no space left" in error.message:
+                raise NotEnoughSpace("no space left for the sandbox's memory") from error
+            raise
+
+    async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
+        """See `Driver.destroy`. Sentry, gofer and the processes they run in are all in its groups."""
+        while found := self._groups.pids(sandbox_id):
+            for known in filter(None, map(identity.identify, found)):
+                identity.kill(known)
+                await identity.wait_for_exit(known)
+            await asyncio.sleep(0)
+        await self._groups.remove(sandbox_id)
+        for path in self._root.glob(f"*{sandbox_id}*"):
+            path.unlink(missing_ok=True)
+
+    def is_alive(self, init: ProcessIdentity) -> bool:
+        """See `Driver.is_alive`."""
+        return identity.is_same(init)
+
+    async def wait(self, init: ProcessIdentity) -> None:
+        """See `Driver.wait`."""
+        await identity.wait_for_exit(init)
+
+    def usage(self, sandbox_id: str) -> Usage:
+        """See `Driver.usage`."""
+        return self._groups.usage(sandbox_id)
+
+    def leftovers(self) -> set[str]:
+        """See `Driver.leftovers`."""
+        return self._groups.names()
+
+    def close(self) -> None:
+        """End the launcher, and remove what is shared by sandboxes when none is left."""
+        if self._prepared is not None:
+            self._prepared[0].close()
+        self._groups.remove_parent()
+        with contextlib.suppress(OSError):
+            self._root.rmdir()
+
+    @property
+    def _launcher(self) -> Launcher:
+        if self._prepared is None:
+            raise Internal("the driver is not prepared")
+        return self._prepared[0]
+
+    def _command(self, folder: Path, *arguments: str) -> list[str]:
+        if self._prepared is None:
+            raise Internal("the driver is not prepared")
+        return self._prepared[1].command(self._root, f"--log={folder / _LOG}", *arguments)
+
+    async def _run(self, sandbox_id: str, folder: Path, verb: str, *options: str) -> None:
+        """One call of runsc about a sandbox that is there.
+
+        Raises:
+            Internal: It fails; the message says why.
+        """
+        command = self._command(folder, verb, *options, sandbox_id)
+        request = RunscRequest(command, str(folder / _LOG))
+        await self._launcher.ask(request.encode(), [])

@@ -1,0 +1,106 @@
+"""The process that runs runsc: in control groups and mount namespaces that end with what runsc starts.
+
+Started by the driver as `python -I -m cloche_server.isolation.gvisor.launcher FD`; see `launching.server`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cloche_server.isolation import mount_points, syscalls
+from cloche_server.isolation.launching import server
+
+_ID_RANGE = 65_536
+_TIMEOUT_S = 40.0
+_LOG_BYTES = 2000
+
+
+@dataclass(frozen=True)
+class RunscRequest:
+    """Run runsc once, to its end. Descriptors: the network namespace, where there is a `rootfs`."""
+
+    command: list[str]
+    log: str
+    """File that it writes what went wrong to."""
+    cgroup_files: list[str] = field(default_factory=list[str])
+    """Groups that it and all that it starts are in; none: those of the launcher."""
+    rootfs: str = ""
+    """Shown to it at `mount_points.LOWER`, with the ids of the sandbox; empty: it starts no sandbox."""
+    runtime_tree: str = ""
+    first_id: int = 0
+    pid_file: str = ""
+    """Where it writes the pid of the sandbox's first process."""
+
+    def encode(self) -> bytes:
+        """One packet."""
+        return json.dumps(asdict(self)).encode()
+
+
+def main() -> None:
+    """Answer requests until the driver's end is closed."""
+    server.serve(server.take_control(), _act)
+
+
+def _act(packet: bytes, descriptors: list[int]) -> server.Done:
+    request = RunscRequest(**json.loads(packet))
+    own = str(os.getpid())
+    for path in request.cgroup_files:
+        # SAFETY: the limits hold for this process and all it starts, before the first of them exists.
+        Path(path).write_text(own)
+    _make_mounts(request, descriptors)
+    log = Path(request.log)
+    log.unlink(missing_ok=True)
+    null = os.open(mount_points.NULL, os.O_RDWR | os.O_CLOEXEC)
+    # SAFETY: nothing of ours goes in but this null device, on a mount that refuses the change of its owner
+    # which runsc makes to what it gets for a standard stream.
+    process = subprocess.run(
+        request.command, check=False, stdin=null, stdout=null, stderr=null, env={"PATH": "/usr/bin:/bin"},
+        timeout=_TIMEOUT_S,
+    )  # fmt: skip
+    if process.returncode != 0:
+        raise OSError(_reason(log) or f"runsc ended with status {process.returncode}")
+    return server.Done(int(Path(request.pid_file).read_text()) if request.pid_file else 0)
+
+
+def _make_mounts(request: RunscRequest, descriptors: list[int]) -> None:
+    syscalls.enter_private_mounts()
+    # SAFETY: all of these are places of ours (`mount_points.prepare`), in a namespace of this process and
+    # of what it starts.
+    _show("/dev/null", mount_points.NULL, syscalls.MOUNT_ATTR_RDONLY)
+    # Releases of 2024 take every network namespace for the first one where they find this folder's files.
+    syscalls.mount("tmpfs", "/proc/sys/net", "tmpfs", syscalls.MS_RDONLY)
+    if not request.rootfs:
+        return
+    user_namespace = syscalls.user_namespace([(0, request.first_id, _ID_RANGE)])
+    syscalls.mount_idmapped(request.rootfs, mount_points.LOWER, user_namespace)
+    syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, user_namespace)
+    syscalls.mount(f"/proc/self/fd/{descriptors[0]}", mount_points.NETWORK, None, syscalls.MS_BIND)
+
+
+def _show(source: str, target: str, attributes: int) -> None:
+    mount = syscalls.clone_mount(source)
+    syscalls.add_attributes(mount, attributes)
+    point = os.open(target, os.O_PATH | os.O_CLOEXEC)
+    assert stat.S_ISREG(os.fstat(point).st_mode)
+    syscalls.attach_mount(mount, point)
+    os.close(mount)
+    os.close(point)
+
+
+def _reason(log: Path) -> str:
+    """What runsc has said last."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return ""
+    said = [line for line in text.splitlines() if "FATAL ERROR: " in line]
+    return said[-1].partition("FATAL ERROR: ")[2][:_LOG_BYTES] if said else ""
+
+
+if __name__ == "__main__":
+    main()

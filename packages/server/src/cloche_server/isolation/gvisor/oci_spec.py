@@ -1,0 +1,66 @@
+"""The OCI configuration of a sandbox, for runsc.
+
+See: opencontainers/runtime-spec, config.md and config-linux.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cloche_server.isolation import mount_points, posture
+from cloche_server.isolation.base import ID_RANGE, SandboxSpec, first_id
+
+_NOSUID_NODEV = ["nosuid", "nodev"]
+_SHARED_MEMORY_MIB = 256
+
+
+def write(spec: SandboxSpec) -> dict[str, Any]:
+    """The configuration. Its paths are those of the mount namespace that `launcher` makes for runsc."""
+    capabilities = [f"CAP_{name}" for name in posture.CAPABILITIES]
+    ids = [{"containerID": 0, "hostID": first_id(spec.slot), "size": ID_RANGE}]
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": spec.hostname,
+        "root": {"path": mount_points.LOWER, "readonly": False},
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": list(spec.argv),
+            "env": [f"{name}={value}" for name, value in spec.env.items()],
+            "cwd": "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "rlimits": [
+                {
+                    "type": "RLIMIT_NOFILE",
+                    "hard": posture.HARD_OPEN_FILES,
+                    "soft": posture.SOFT_OPEN_FILES,
+                },
+                {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
+            ],
+        },
+        "mounts": [
+            _mount("/proc", "proc"),
+            _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+            _mount("/dev", "tmpfs", "nosuid", "noexec", "mode=755", "size=64k"),
+            _mount("/dev/pts", "devpts", "nosuid", "noexec"),
+            _mount("/dev/shm", "tmpfs", *_NOSUID_NODEV, "mode=1777", f"size={_SHARED_MEMORY_MIB}m"),  # noqa: S108 - inside
+            _mount("/.cloche", "bind", *_NOSUID_NODEV, "rbind", "ro", source=mount_points.RUNTIME),
+        ],
+        "linux": {
+            "namespaces": [
+                *({"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user")),
+                {"type": "network", "path": mount_points.NETWORK},
+            ],
+            "uidMappings": ids,
+            "gidMappings": ids,
+            "resources": {
+                # What the sandbox is told that it has; enforced by the host's groups.
+                "memory": {"limit": spec.limits.memory_mib << 20},
+                "cpu": {"quota": spec.limits.cpu_count * 100_000, "period": 100_000},
+            },
+        },
+    }
+
+
+def _mount(destination: str, kind: str, *options: str, source: str | None = None) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source or kind, "options": list(options)}
