@@ -18,9 +18,10 @@ import pytest
 from cloche_server.config import Ahead, Config
 from cloche_server.config import Volumes as VolumeSettings
 from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
-from cloche_server.node import create
+from cloche_server.node import assemble
 from cloche_server.node.demand import Demand
 from cloche_server.node.families import Families
+from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.messages import CreateSandbox, EgressPolicy
@@ -176,6 +177,7 @@ class Node:
         try:
             async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
                 slots = Slots(self.limit)
+                trash = InstantTrash(self.state / "trash")
                 machine = Machine(
                     config=Config(state=str(self.state)),
                     clock=self.clock,
@@ -187,7 +189,8 @@ class Node:
                     journal=Journal(self.state / "node" / "journal"),
                     tree=RuntimeTree(self.state / "runtime" / "tree"),
                     tasks=tasks,
-                    trash=InstantTrash(self.state / "trash"),
+                    trash=trash,
+                    images=Images(self.state / "images", trash.put),
                     boot_id="boot",
                     volumes=Volumes(self.state / "volumes", VolumeSettings(quota="none"), None),
                     demand=Demand(Ahead()),
@@ -223,7 +226,7 @@ class Node:
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     """A node with one template. Its path is short, since sockets lie in it."""
-    monkeypatch.setattr(create, "EDGE_UID", os.geteuid())
+    monkeypatch.setattr(assemble, "EDGE_UID", os.geteuid())
     state = Path(tempfile.mkdtemp(prefix="n"))
     template = state / "templates" / BUILD_ID
     template.mkdir(parents=True)

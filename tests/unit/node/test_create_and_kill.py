@@ -3,12 +3,13 @@
 import asyncio
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.unit.node.conftest import Node, request_for
 
-from cloche_server.node import create, dial, kill, machine, reaper, reconcile
+from cloche_server.node import agent_link, assemble, create, dial, kill, machine, reaper, reconcile, threads
 from cloche_server.node.messages import Dial, EgressPolicy, SetTimeout
 from cloche_wire.errors import (
     AlreadyExists,
@@ -84,7 +85,7 @@ async def test_failed_start_leaves_nothing(node: Node) -> None:
 async def test_removal_that_the_kernel_refuses_is_tried_again(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kill, "_RETRY_S", 0.0)
+    monkeypatch.setattr(kill, "RETRY_S", 0.0)
     node.driver.refusals += [Internal("busy"), OSError(errno.EBUSY, "busy")]
     async with node.machine() as m:
         await create.create(m, request_for("a"))
@@ -198,7 +199,7 @@ async def test_sandbox_ended_while_it_is_made_leaves_nothing(
                 reached.set()
                 await asyncio.Event().wait()
 
-            monkeypatch.setattr(create.agent_link, "initialize", silent)
+            monkeypatch.setattr(agent_link, "initialize", silent)
         else:
             slow, real = asyncio.Event(), node.network.create
 
@@ -265,15 +266,15 @@ async def test_restart_undoes_what_was_half_made(
 
     with monkeypatch.context() as patched:
         if step == "journal":
-            patched.setattr(create, "assemble", blocked_later)
+            patched.setattr(assemble, "assemble", blocked_later)
         elif step == "network":
             patched.setattr(machine.Machine, "folder", blocked)
         elif step == "folder":
-            patched.setattr(create, "_listen", blocked)
+            patched.setattr(assemble, "_listen", blocked)
         elif step == "start":
             patched.setattr(machine.Machine, "note", blocked)
         else:
-            patched.setattr(create.agent_link, "initialize", blocked_later)
+            patched.setattr(agent_link, "initialize", blocked_later)
         async with node.machine(dies=True) as m:
             with pytest.raises(asyncio.CancelledError):
                 await create.create(m, request_for("a"))
@@ -369,10 +370,8 @@ async def test_dial_never_uses_a_namespace_that_was_closed_meanwhile(
             seen.append(namespace == closed)
             raise SandboxNotFound("over")
 
-        monkeypatch.setattr(dial.kill, "in_thread", end_first)
-        real_end = kill.in_thread
-        assert real_end is end_first
-        monkeypatch.setattr(kill, "_remove", _removal_without_threads(m))
+        monkeypatch.setattr(dial, "threads", SimpleNamespace(in_thread=end_first))
+        monkeypatch.setattr(kill, "dismantle", _removal_without_threads(m))
         with pytest.raises(SandboxNotFound):
             await dial.dial(m, Dial(A, 80))
     assert seen == [False]
@@ -381,7 +380,7 @@ async def test_dial_never_uses_a_namespace_that_was_closed_meanwhile(
 def _removal_without_threads(m: machine.Machine) -> Any:
     import os
 
-    async def remove(_: machine.Machine, live: machine.Live) -> None:
+    async def remove(_: machine.Machine, live: machine.Live, **__: bool) -> None:
         await m.driver.destroy(live.record.request.sandbox_id, Path(), None)
         assert live.network_namespace is not None
         os.close(live.network_namespace)
@@ -402,7 +401,7 @@ async def test_thread_is_waited_for_when_its_caller_is_cancelled() -> None:
         loop.call_soon_threadsafe(done.set)
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(kill.in_thread(step))
+        task = tasks.create_task(threads.in_thread(step))
         await begun.wait()
         task.cancel()
         loop.call_later(0.02, go_on.set)

@@ -122,5 +122,11 @@ def test_table_allows_these_steps_and_no_others() -> None:
         ("ready", "claimed"): "creating",
         ("ready", "end"): "ending",
         ("running", "end"): "ending",
+        ("running", "pause"): "pausing",
+        ("pausing", "saved"): "paused",
+        ("pausing", "not_saved"): "running",
+        ("paused", "resume"): "resuming",
+        ("resuming", "started"): "running",
+        ("resuming", "not_resumed"): "paused",
         ("ending", "removed"): "gone",
     }

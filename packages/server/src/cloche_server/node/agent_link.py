@@ -6,7 +6,6 @@ The agent is hostile input: its answers are bounded in size and time.
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import NamedTuple
 
 import h11
@@ -16,6 +15,7 @@ from cloche_wire.errors import Internal
 
 _MAX_ANSWER_BYTES = 64 * 1024
 MAX_LOGS_BYTES = 512 * 1024
+_POLL_S = 0.005
 
 
 class AgentInit(msgspec.Struct, frozen=True, rename="camel"):
@@ -29,6 +29,12 @@ class AgentInit(msgspec.Struct, frozen=True, rename="camel"):
     template_id: str
     cpu_count: int
     memory_mib: int
+    hostname: str = ""
+    """Empty: it has one by now."""
+    etc_files: dict[str, str] = {}
+    """Files below /etc that are this sandbox's own, by name; those that are missing stay as they are."""
+    restored: bool = False
+    """It was on disk: what copies of it must not have in common is made anew, before the answer."""
 
 
 class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
@@ -40,43 +46,60 @@ class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
     """Python modules that its first context imports."""
 
 
-async def prepare(path: Path, body: AgentPreparation, *, timeout_s: float) -> None:
+async def prepare(address: str, body: AgentPreparation, *, timeout_s: float) -> None:
     """Have an agent that is nobody's yet start its interpreter. Returns when that is ready, or cannot be.
 
     Raises:
         Internal: It answered with another status than 204, with something else than HTTP, or not in time.
     """
-    await _tell(path, "/prepare", body, timeout_s)
+    await _tell(address, "/prepare", body, "", timeout_s)
 
 
-async def initialize(path: Path, body: AgentInit, *, timeout_s: float) -> None:
-    """Give a freshly started agent its identity. Returns when it has answered: the sandbox is ready then.
+async def initialize(address: str, body: AgentInit, *, known_token: str = "", timeout_s: float) -> None:
+    """Give an agent its identity. Returns when it has answered: the sandbox is ready then.
 
-    The listening socket exists before the agent does, so the connection waits in its queue and no polling
-    is needed.
+    Args:
+        address: Where it answers, or will: see `Machine.agent_address`.
+        body: What it is told.
+        known_token: The token that it goes by until then; empty for one that is nobody's.
+        timeout_s: For all of it.
 
     Raises:
         Internal: It answered with another status than 204, with something else than HTTP, or not in time.
     """
-    await _tell(path, "/init", body, timeout_s)
+    await _tell(address, "/init", body, known_token, timeout_s)
 
 
-async def _tell(path: Path, target: str, body: AgentInit | AgentPreparation, timeout_s: float) -> None:
-    headers = [("content-type", "application/json")]
+async def quiesce(address: str, access_token: str, *, timeout_s: float) -> None:
+    """Have every process of a sandbox but its agent end, as a reboot would.
+
+    Raises:
+        Internal: No answer, none in time, or a refusal.
+    """
+    request = _Request("POST", "/quiesce", [("x-access-token", access_token)])
+    answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
+    if answer.status != 204:
+        raise Internal(f"the agent refused /quiesce: status {answer.status}")
+
+
+async def _tell(
+    address: str, target: str, body: AgentInit | AgentPreparation, token: str, timeout_s: float
+) -> None:
+    headers = [("content-type", "application/json"), *([("x-access-token", token)] if token else [])]
     request = _Request("POST", target, headers, msgspec.json.encode(body))
-    answer = await _ask(path, request, _MAX_ANSWER_BYTES, timeout_s)
+    answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
     if answer.status != 204:
         raise Internal(f"the agent refused {target}: status {answer.status}")
 
 
-async def fetch_logs(path: Path, access_token: str, since_ms: int, *, timeout_s: float) -> bytes:
+async def fetch_logs(address: str, access_token: str, since_ms: int, *, timeout_s: float) -> bytes:
     """Ask an agent for what has happened in its sandbox; the caller trusts nothing in the answer.
 
     Raises:
         Internal: No answer, none in time, too long a one, or a refusal.
     """
     request = _Request("GET", f"/logs?since={since_ms}", [("x-access-token", access_token)])
-    answer = await _ask(path, request, MAX_LOGS_BYTES, timeout_s)
+    answer = await _ask(address, request, MAX_LOGS_BYTES, timeout_s)
     if answer.status != 200:
         raise Internal(f"the agent refused its logs: status {answer.status}")
     return answer.body
@@ -94,18 +117,36 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-async def _ask(path: Path, request: _Request, max_answer_bytes: int, timeout_s: float) -> _Answer:
+async def _ask(address: str, request: _Request, max_answer_bytes: int, timeout_s: float) -> _Answer:
     try:
         async with asyncio.timeout(timeout_s):
-            return await _exchange(path, request, max_answer_bytes)
+            return await _exchange(await _connect(address), request, max_answer_bytes)
     except TimeoutError as error:
         raise Internal(f"the agent did not answer in {timeout_s:.3g} s") from error
     except (OSError, h11.RemoteProtocolError) as error:
         raise Internal(f"the agent cannot be reached: {error}") from error
 
 
-async def _exchange(path: Path, request: _Request, max_answer_bytes: int) -> _Answer:
-    reader, writer = await asyncio.open_unix_connection(path)
+async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to an agent that may be just starting.
+
+    A Unix socket listens before its agent does, and the connection waits there. In a network of the sandbox's
+    own nobody listens until the agent does.
+    """
+    if address.startswith("/"):
+        return await asyncio.open_unix_connection(address)
+    host, _, port = address.rpartition(":")
+    while True:
+        try:
+            return await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            await asyncio.sleep(_POLL_S)
+
+
+async def _exchange(
+    way: tuple[asyncio.StreamReader, asyncio.StreamWriter], request: _Request, max_answer_bytes: int
+) -> _Answer:
+    reader, writer = way
     try:
         connection = h11.Connection(h11.CLIENT)
         headers = [("host", "agent"), *request.headers, ("content-length", str(len(request.body)))]

@@ -17,12 +17,12 @@ import structlog
 
 from cloche_server.ids import new_sandbox_id
 from cloche_server.link import Event
-from cloche_server.node import agent_link, create, kill, zygotes
+from cloche_server.node import agent_link, assemble, create, kill, warm_images, warming, zygotes
 from cloche_server.node.demand import Need
 from cloche_server.node.families import SPARE, Kind
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, SandboxReady
-from cloche_wire.errors import ClocheError
+from cloche_wire.errors import ClocheError, TemplateNotFound
 
 LOOK_AGAIN_S = 10.0
 """Without any event: what is not wanted any more goes, what failed is tried again."""
@@ -75,6 +75,7 @@ async def run(machine: Machine) -> None:
         await zygotes.close_idle(machine, {Kind.of(need) for need in wanted})
         for need in wanted:
             await _open_family(machine, need, pauses)
+            await _make_image(machine, need, pauses)
         need = _missing(machine, wanted, pauses)
         if need is not None:
             is_made = await _make(machine, need)
@@ -140,6 +141,19 @@ async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
     pauses.note(kind, is_over=await zygotes.open_family(machine, kind))
 
 
+async def _make_image(machine: Machine, need: Need, pauses: _Pauses) -> None:
+    """Make what sandboxes of a template go on from, once: it is nobody's, whoever needs it first."""
+    what = warm_images.PREFIX, need.build_id
+    if machine.draining or what in pauses:
+        return
+    try:
+        if not warming.is_missing(machine, need.build_id):
+            return
+    except TemplateNotFound:
+        return
+    pauses.note(what, is_over=await warming.make(machine, need))
+
+
 async def _make(machine: Machine, need: Need) -> bool:
     """Make one; whether it is ready. A task of its own, since whoever ends the sandbox cancels its maker."""
     task = machine.tasks.create_task(_make_one(machine, need))
@@ -156,13 +170,13 @@ async def _make_one(machine: Machine, need: Need) -> bool:
     )  # fmt: skip
     began_s = machine.clock.boot_s()
     try:
-        template = create.read_template(machine, need.build_id)
+        origin = await warm_images.origin(machine, need.build_id)
         live = create.first_live(machine, request)
         async with create.making(machine, live):
-            await create.assemble(machine, live, template)
+            await assemble.assemble(machine, live, origin)
             await agent_link.prepare(
-                machine.sockets(request.sandbox_id) / "envd.sock",
-                agent_link.AgentPreparation(template.env, template.warm),
+                machine.agent_address(live.record),
+                agent_link.AgentPreparation(origin.template.env, origin.template.warm),
                 timeout_s=machine.config.limits.start_timeout_s,
             )
             machine.move(live, "made_ahead")

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import re
-import socket
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import msgspec
 import structlog
 
-from cloche_server.config import EDGE_UID
 from cloche_server.ids import is_sandbox_id
-from cloche_server.isolation.base import ResourceLimits, SandboxSpec
-from cloche_server.node import agent_link, kill, volume_requests
+from cloche_server.node import assemble, kill, pause, snapshots, threads, volume_requests, warm_images
+from cloche_server.node.assemble import Origin
 from cloche_server.node.demand import Need
 from cloche_server.node.egress import check_policy
 from cloche_server.node.families import Kind
@@ -31,25 +27,12 @@ from cloche_wire.errors import (
     Internal,
     InvalidArgument,
     NotEnoughSpace,
-    TemplateNotFound,
     Unavailable,
 )
 
 _BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
-AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 log = structlog.get_logger()
-
-
-class Template(msgspec.Struct, frozen=True):
-    """What the node reads of a template's manifest."""
-
-    rootfs: str
-    default_user: str = "user"
-    default_workdir: str = "/home/user"
-    env: dict[str, str] = {}
-    warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
-    """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
 
 
 async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
@@ -62,6 +45,8 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         InvalidArgument: The request holds what the api should not have let through, or the sandbox made
             ahead is of another kind.
         TemplateNotFound: No finished build of that id lies here.
+        SnapshotNotFound, SnapshotUnusable: No such snapshot, or it is damaged or of other versions.
+        UnsupportedOption: This node's isolation cannot do what is asked.
         VolumeNotFound: No such volume of that team.
         ResourceExhausted: The limit of sandboxes is reached.
         Internal: A step failed; the message names it.
@@ -70,7 +55,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         raise Unavailable("the server is stopping")
     _check(request)
     volume_requests.check_mounts(machine, request)
-    template = read_template(machine, request.build_id)
+    origin = await _origin(machine, request)
     live = await _made_ahead(machine, request)
     machine.demand.note(Need.of(request), machine.clock.boot_s())
     if live is not None:
@@ -79,10 +64,10 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         live = first_live(machine, request)
     async with making(machine, live):
         if live.record.init is None:
-            await assemble(machine, live, template)
-            await _introduce(machine, request, template)
+            await assemble.assemble(machine, live, origin)
+            await assemble.introduce(machine, live, origin)
         else:
-            await _hand_over(machine, live, template)
+            await _hand_over(machine, live, origin)
         machine.move(live, "started")
     machine.publish_route(live.record)
     machine.deadlines_changed.set()
@@ -91,7 +76,23 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
     return live.record.public()
 
 
-async def _hand_over(machine: Machine, live: Live, template: Template) -> None:
+async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
+    """What it is made of.
+
+    Raises:
+        UnsupportedOption: This node's isolation cannot do what is to happen with it later.
+        TemplateNotFound: No finished build of that id lies here.
+        SnapshotNotFound: Or no such snapshot.
+        SnapshotUnusable: Or it is damaged, or of other versions.
+    """
+    if request.on_timeout == "pause":
+        pause.check_ability(machine, with_memory=request.pause_memory)
+    if request.snapshot_id is None:
+        return await warm_images.origin(machine, request.build_id)
+    return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id))
+
+
+async def _hand_over(machine: Machine, live: Live, origin: Origin) -> None:
     """Give a sandbox made ahead its token, and the network that its request asks for; it had neither.
 
     Both at once: until the policy holds it has no network, and until the route is published nobody has a way
@@ -100,11 +101,11 @@ async def _hand_over(machine: Machine, live: Live, template: Template) -> None:
     request = live.record.request
     live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
     policy, online = request.egress, request.allow_internet
-    change = kill.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
+    change = threads.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
     try:
         async with asyncio.TaskGroup() as steps:
             steps.create_task(change)
-            steps.create_task(_introduce(machine, request, template))
+            steps.create_task(assemble.introduce(machine, live, origin))
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures
 
@@ -147,6 +148,8 @@ async def _made_ahead(machine: Machine, request: CreateSandbox) -> Live | None:
         AlreadyExists: It is somebody's.
         InvalidArgument: It is not what the request needs.
     """
+    if request.sandbox_id in machine.paused:
+        raise AlreadyExists(f"sandbox exists: {request.sandbox_id}")
     live = machine.live.get(request.sandbox_id)
     if live is not None and live.record.state == "ending" and not live.record.request.access_token:
         await live.gone.wait()
@@ -208,112 +211,6 @@ def _record(machine: Machine, request: CreateSandbox, slot: int) -> Record:
         boot_id=machine.boot_id,
         isolation=machine.driver.capabilities().name,
     )
-
-
-async def assemble(machine: Machine, live: Live, template: Template) -> None:
-    """Give a sandbox its network, root and limits, and start its agent, which knows nothing yet."""
-    record = live.record
-    request = record.request
-    namespace = await _make_network(machine, live)
-    folder = machine.folder(request.sandbox_id)
-    folder.mkdir(mode=0o700)
-    with ExitStack() as stack:
-        listeners = [
-            stack.enter_context(listener) for listener in _listen(machine.sockets(request.sandbox_id))
-        ]
-        spec = SandboxSpec(
-            sandbox_id=request.sandbox_id,
-            slot=machine.block.machine_slot(record.slot),
-            hostname=request.sandbox_id,
-            rootfs=machine.config.templates_dir / request.build_id / template.rootfs,
-            folder=folder,
-            runtime_tree=machine.tree.path,
-            limits=ResourceLimits(request.cpu_count, request.memory_mib, machine.config.limits.pids),
-            network_namespace=namespace,
-            listeners=tuple(listener.fileno() for listener in listeners),
-            argv=machine.tree.argv("--envd-fd", "3", "--interpreter-fd", "4"),
-            env={"PATH": AGENT_PATH, "LANG": "C.UTF-8"},
-            etc_files=_etc_files(machine, request.sandbox_id),
-            family=live.family,
-            mounts=await volume_requests.open_mounts(machine, request, stack),
-        )
-        init = await machine.driver.start(spec)
-    machine.note(live, msgspec.structs.replace(record, init=init))
-
-
-async def _introduce(machine: Machine, request: CreateSandbox, template: Template) -> None:
-    """Tell the agent whose it is; the sandbox can be used then."""
-    await agent_link.initialize(
-        machine.sockets(request.sandbox_id) / "envd.sock",
-        agent_link.AgentInit(
-            access_token=request.access_token,
-            env_vars=template.env | request.env,
-            default_user=template.default_user,
-            default_workdir=template.default_workdir,
-            sandbox_id=request.sandbox_id,
-            template_id=request.template_id,
-            cpu_count=request.cpu_count,
-            memory_mib=request.memory_mib,
-        ),
-        timeout_s=machine.config.limits.start_timeout_s,
-    )
-
-
-async def _make_network(machine: Machine, live: Live) -> int:
-    record = live.record
-    request = record.request
-    # Kept there at once: a result that comes after a cancellation would be lost.
-    live.network_namespace = await (
-        kill.in_thread(machine.network.new_namespace)
-        if live.family is None
-        else live.family.network_namespace()
-    )
-    await kill.in_thread(
-        machine.network.create,
-        record.slot,
-        live.network_namespace,
-        request.egress,
-        online=request.allow_internet,
-    )
-    return live.network_namespace
-
-
-def read_template(machine: Machine, build_id: str) -> Template:
-    """What the node has to know of a finished build.
-
-    Raises:
-        TemplateNotFound: No finished build of that id lies here.
-    """
-    path = machine.config.templates_dir / build_id / "manifest.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Template)
-    except (OSError, msgspec.DecodeError) as error:
-        raise TemplateNotFound(f"no finished build: {build_id}") from error
-
-
-def _listen(folder: Path) -> list[socket.socket]:
-    """Listen where the agent will answer, before it exists: who connects early waits instead of failing."""
-    folder.mkdir(mode=0o711, parents=True)
-    listeners: list[socket.socket] = []
-    for name in ("envd.sock", "run.sock"):
-        path = folder / name
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.bind(str(path))
-        path.chmod(0o600)
-        # SAFETY: the folder was made above and only root can write to it, so the name is the socket just
-        # bound.
-        os.chown(path, EDGE_UID, EDGE_UID, follow_symlinks=False)
-        listener.listen(1024)
-        listeners.append(listener)
-    return listeners
-
-
-def _etc_files(machine: Machine, sandbox_id: str) -> dict[str, str]:
-    return {
-        "hosts": f"127.0.0.1 localhost\n127.0.1.1 {sandbox_id}\n::1 localhost ip6-localhost ip6-loopback\n",
-        "resolv.conf": f"nameserver {machine.block.gateway}\noptions timeout:3 attempts:2\n",
-        "hostname": f"{sandbox_id}\n",
-    }
 
 
 def _told(error: Exception) -> Exception:

@@ -7,7 +7,7 @@ import os
 import socket
 
 from cloche_server.isolation import syscalls
-from cloche_server.node import kill
+from cloche_server.node import threads
 from cloche_server.node.machine import Machine
 from cloche_server.node.messages import Dial
 from cloche_wire.errors import InvalidArgument, PortClosed, SandboxNotFound
@@ -36,7 +36,7 @@ async def dial(machine: Machine, request: Dial) -> int:
     namespace = os.dup(live.network_namespace)
     try:
         for address in ("127.0.0.1", str(machine.block.address(live.record.slot))):
-            connection = await kill.in_thread(_socket_inside, namespace)
+            connection = await threads.in_thread(_socket_inside, namespace)
             if await _connects(connection, (address, request.port)):
                 return connection.detach()
     finally:

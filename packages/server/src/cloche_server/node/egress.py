@@ -10,7 +10,7 @@ import structlog
 
 from cloche_server import domain_names
 from cloche_server.addresses import EVERYWHERE
-from cloche_server.node import kill
+from cloche_server.node import threads
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Machine
 from cloche_server.node.messages import AskPolicy, EgressPolicy, NamePolicy, SetEgress
@@ -37,7 +37,7 @@ async def set_egress(machine: Machine, order: SetEgress) -> None:
         before = live.record.egress
         machine.note(live, _with_egress(live.record, order))
         try:
-            await kill.in_thread(
+            await threads.in_thread(
                 machine.network.set_policy, live.record.slot, order.egress, online=order.allow_internet
             )
         except Unavailable:
@@ -51,7 +51,7 @@ async def set_egress(machine: Machine, order: SetEgress) -> None:
 
 def policies(records: Iterable[Record]) -> dict[int, EgressPolicy]:
     """The policy of each slot in use, for the table that is loaded at start."""
-    return {record.slot: record.request.egress for record in records}
+    return {record.slot: record.request.egress for record in records if record.state != "paused"}
 
 
 def may_ask(record: Record, asked: str | None) -> bool:

@@ -1,8 +1,8 @@
 """What the node has to know after it was killed: one small file per sandbox, written before each act.
 
-A file is replaced by rename, so a reader sees the old record or the new one. Nothing is synced to disk:
-after a crash of the machine no process of a sandbox exists, the boot id has changed, and every record is
-undone anyway.
+A file is replaced by rename, so a reader sees the old record or the new one. Only what concerns paused
+sandboxes is synced to disk: after a crash of the machine no process of a sandbox exists, the boot id has
+changed, and every other record is undone anyway.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from cloche_server.isolation.base import ProcessIdentity
+from cloche_server.node.durability import sync
 from cloche_server.node.lifecycle import State
 from cloche_server.node.messages import CreateSandbox, EndReason, SandboxState, SetEgress
 
@@ -35,6 +36,14 @@ class Record(msgspec.Struct, frozen=True):
     isolation: str
     init: ProcessIdentity | None = None
     end_reason: EndReason | None = None
+    image: str | None = None
+    """Name of what is kept of it; counts in the states `paused` and `resuming`."""
+    images_made: int = 0
+    """So that each has a name of its own."""
+    runtime_tree: str = ""
+    """Name of the tree that its agent runs on."""
+    is_frozen: bool = False
+    """It may be standing still for a copy that a node that was killed was making."""
 
     def public(self) -> SandboxState:
         """What the api is told."""
@@ -45,6 +54,7 @@ class Record(msgspec.Struct, frozen=True):
             self.end_at,
             self.isolation,
             self.egress.digest,
+            "paused" if self.state == "paused" else "running",
         )
 
     @property
@@ -69,8 +79,13 @@ class Journal:
         """
         path = self._folder / f"{record.request.sandbox_id}.json"
         temporary = path.with_suffix(".new")
+        is_durable = record.image is not None
         temporary.write_bytes(msgspec.json.encode(record))
+        if is_durable:
+            sync(temporary)
         temporary.replace(path)
+        if is_durable:
+            sync(self._folder)
 
     def remove(self, sandbox_id: str) -> None:
         """Forget a sandbox. Idempotent."""

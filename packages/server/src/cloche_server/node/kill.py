@@ -5,39 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
-from functools import partial
-from typing import ParamSpec, TypeVar
 
 import msgspec
 import structlog
 
 from cloche_server.link import Event
+from cloche_server.node import threads
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import EndReason, SandboxUnready
 from cloche_wire.errors import ClocheError
 
-_RETRY_S = 2.0
+RETRY_S = 2.0
 
 log = structlog.get_logger()
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking step on a thread, to its end even when the caller is cancelled.
-
-    Half a step has no undo.
-    """
-    step = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await asyncio.wait({step})  # an undo must not begin while the step still runs
-        if not step.cancelled():
-            step.exception()  # marks it as seen; the cancellation is what is told
-        raise
 
 
 async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
@@ -74,10 +55,10 @@ async def finish(machine: Machine, live: Live) -> None:
         await machine.before_removal(live)
     while True:
         try:
-            await _remove(machine, live)
+            await dismantle(machine, live, keeps_record=False)
         except (OSError, ClocheError) as error:
             log.warning("sandbox.removal_failed", sandbox_id=live.record.request.sandbox_id, error=str(error))
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(RETRY_S)
         else:
             break
     machine.publish_ended(live.record)
@@ -85,8 +66,8 @@ async def finish(machine: Machine, live: Live) -> None:
     live.gone.set()
 
 
-async def _remove(machine: Machine, live: Live) -> None:
-    """Undo every step of `create`, in reverse. Each part is idempotent."""
+async def dismantle(machine: Machine, live: Live, *, keeps_record: bool) -> None:
+    """Undo every step of its making, in reverse. Each part is idempotent."""
     record = live.record
     sandbox_id = record.request.sandbox_id
     await machine.driver.destroy(sandbox_id, machine.folder(sandbox_id), record.init)
@@ -94,13 +75,40 @@ async def _remove(machine: Machine, live: Live) -> None:
         os.close(live.network_namespace)
         live.network_namespace = None
     async with live.policy_turn:
-        await in_thread(machine.network.remove, record.slot)
+        await threads.in_thread(machine.network.remove, record.slot)
     machine.network_removed.set()
     machine.trash.put(machine.sockets(sandbox_id))
     machine.trash.put(machine.folder(sandbox_id))
-    machine.journal.remove(sandbox_id)
+    if not keeps_record:
+        machine.journal.remove(sandbox_id)
     machine.slots.give_back(record.slot)
     machine.live.pop(sandbox_id, None)
+
+
+async def end_or_forget(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
+    """End a sandbox that runs, or remove one that is paused, after whatever is being done with it.
+
+    Raises:
+        SandboxNotFound: It is neither.
+    """
+    async with machine.turns.of(sandbox_id):
+        record = machine.paused.pop(sandbox_id, None)
+        if record is None:
+            machine.find(sandbox_id)
+            await end(machine, sandbox_id, reason)
+            return
+        machine.journal.remove(sandbox_id)
+        if record.image is not None:
+            machine.images.remove(record.image)
+        record = msgspec.structs.replace(record, end_reason=reason)
+        machine.publish_gone(record)
+        machine.publish_ended(record)
+        log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)
+
+
+async def _end_in_turn(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
+    async with machine.turns.of(sandbox_id):
+        await end(machine, sandbox_id, reason)
 
 
 def watch(machine: Machine, live: Live) -> None:
@@ -116,8 +124,8 @@ async def _end_after_init(machine: Machine, live: Live) -> None:
 
 
 async def end_all(machine: Machine, reason: EndReason) -> None:
-    """End every sandbox at once and wait until their folders are gone too."""
+    """End every sandbox at once and wait until their folders are gone too. Paused ones stay as they are."""
     async with asyncio.TaskGroup() as tasks:
         for sandbox_id in list(machine.live):
-            tasks.create_task(end(machine, sandbox_id, reason))
+            tasks.create_task(_end_in_turn(machine, sandbox_id, reason))
     await machine.trash.wait_until_empty()

@@ -5,6 +5,12 @@
       │ └──claimed── ready ──end────────────►┘
       └──made ahead──►┘
 
+    running ──pause──► pausing ──saved──► paused ──resume──► resuming ──started──► running
+       ▲◄──not saved──────┘                 ▲◄──not resumed─────┘
+
+A sandbox that is `paused` has an image, and no kernel object. While it is `pausing` or `resuming` it has
+both, and the image counts once the record says `paused`. A time-out pauses the same way as a client.
+
 `ready` is a sandbox that was made before anybody asked for it: it has no token, no route and no network, and
 is nobody's. Claiming it is the rest of a create.
 
@@ -18,8 +24,19 @@ from typing import Literal
 
 from cloche_wire.errors import Conflict
 
-State = Literal["creating", "ready", "running", "ending", "gone"]
-Event = Literal["started", "made_ahead", "claimed", "end", "removed"]
+State = Literal["creating", "ready", "running", "pausing", "paused", "resuming", "ending", "gone"]
+Event = Literal[
+    "started",
+    "made_ahead",
+    "claimed",
+    "pause",
+    "saved",
+    "not_saved",
+    "resume",
+    "not_resumed",
+    "end",
+    "removed",
+]
 
 _TABLE: dict[tuple[State, Event], State] = {
     ("creating", "started"): "running",
@@ -28,6 +45,12 @@ _TABLE: dict[tuple[State, Event], State] = {
     ("ready", "claimed"): "creating",
     ("ready", "end"): "ending",
     ("running", "end"): "ending",
+    ("running", "pause"): "pausing",
+    ("pausing", "saved"): "paused",
+    ("pausing", "not_saved"): "running",
+    ("paused", "resume"): "resuming",
+    ("resuming", "started"): "running",
+    ("resuming", "not_resumed"): "paused",
     ("ending", "removed"): "gone",
 }
 

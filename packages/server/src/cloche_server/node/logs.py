@@ -88,8 +88,8 @@ class LogKeeper:
         self._keep(record.request.sandbox_id, [*entries, end])
 
     async def _fetch(self, record: Record, since_ms: int, timeout_s: float) -> list[LogEntry]:
-        path = self.machine.sockets(record.request.sandbox_id) / "envd.sock"
-        raw = await agent_link.fetch_logs(path, record.request.access_token, since_ms, timeout_s=timeout_s)
+        address = self.machine.agent_address(record)
+        raw = await agent_link.fetch_logs(address, record.request.access_token, since_ms, timeout_s=timeout_s)
         return [entry for entry in checked(raw) if entry.at_ms >= since_ms]
 
     def _keep(self, sandbox_id: str, entries: list[LogEntry]) -> None:

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -17,6 +19,7 @@ from cloche_server.link import Event
 from cloche_server.node.broadcast import Broadcast
 from cloche_server.node.demand import Demand
 from cloche_server.node.families import Families
+from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal, Record
 from cloche_server.node.lifecycle import Event as LifecycleEvent
 from cloche_server.node.lifecycle import next_state
@@ -26,6 +29,9 @@ from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
 from cloche_server.node.volumes import Volumes
 from cloche_wire.errors import SandboxNotFound
+
+AGENT_PORT, INTERPRETER_PORT = 49983, 49999
+"""Of an agent that is reached over its sandbox's network."""
 
 
 @dataclass
@@ -67,7 +73,11 @@ class Machine:
     volumes: Volumes
     demand: Demand
     families: Families
+    images: Images
     live: dict[str, Live] = field(default_factory=dict[str, Live])
+    paused: dict[str, Record] = field(default_factory=dict[str, Record])
+    """Sandboxes of which there is nothing but an image and this record."""
+    turns: Turns = field(default_factory=lambda: Turns())
     draining: bool = False
     routes: Broadcast = field(default_factory=Broadcast)
     policies: Broadcast = field(default_factory=Broadcast)
@@ -118,18 +128,33 @@ class Machine:
         """The folder of the sandbox's two sockets, which the edge connects to."""
         return self.config.run_dir / "agents" / sandbox_id
 
+    def agent_address(self, record: Record) -> str:
+        """Where that sandbox's agent answers: path of a Unix socket, or `address:port`."""
+        return self._service_address(record, "envd.sock", AGENT_PORT)
+
+    def _service_address(self, record: Record, name: str, port: int) -> str:
+        if self.driver.capabilities().listeners:
+            return str(self.sockets(record.request.sandbox_id) / name)
+        return f"{self.block.address(record.slot)}:{port}"
+
     def route(self, record: Record) -> Route:
-        """How the edge reaches that sandbox."""
-        sockets = self.sockets(record.request.sandbox_id)
+        """How the edge reaches that sandbox, or has it resumed."""
         return Route(
             sandbox_id=record.request.sandbox_id,
-            agent_address=str(sockets / "envd.sock"),
-            interpreter_address=str(sockets / "run.sock"),
+            agent_address=self.agent_address(record),
+            interpreter_address=self._service_address(record, "run.sock", INTERPRETER_PORT),
             access_token=record.request.access_token,
             traffic_token=record.request.traffic_token,
             mask_request_host=record.request.mask_request_host,
             https_ports=record.request.https_ports,
+            is_paused=record.state == "paused",
         )
+
+    def routes_now(self) -> list[Route]:
+        """All that lead to a sandbox, or wake one."""
+        running = [live.record for live in self.live.values() if live.record.state == "running"]
+        waking = [record for record in self.paused.values() if record.request.auto_resume]
+        return [self.route(record) for record in (*running, *waking)]
 
     def publish_route(self, record: Record) -> None:
         """Tell the edge how to reach the sandbox."""
@@ -144,11 +169,27 @@ class Machine:
         """Tell the egress to look again whether the sandbox may have what it has open."""
         self.policies.publish(Event("changed", PolicyChanged(str(self.block.address(record.slot)))))
 
+    def publish_state(self, kind: Literal["paused", "resumed"], record: Record) -> None:
+        """Tell the api that a sandbox is on disk, or runs again."""
+        self.ends.publish(Event(kind, record.public()))
+
     def publish_ended(self, record: Record) -> None:
         """Tell the api that the sandbox is gone."""
         self.ends.publish(
             Event("ended", SandboxEnded(record.request.sandbox_id, record.end_reason or "failed"))
         )
+
+
+class Turns:
+    """One act on a sandbox after another."""
+
+    def __init__(self) -> None:
+        """Nobody acts yet."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, sandbox_id: str) -> asyncio.Lock:
+        """Held while a sandbox is being paused, resumed, copied or ended by somebody's wish."""
+        return self._locks.setdefault(sandbox_id, asyncio.Lock())
 
 
 class Trash:

@@ -11,9 +11,8 @@ import os
 from dataclasses import dataclass, field
 
 from cloche_server.isolation.base import Usage
-from cloche_server.node import layer_size
+from cloche_server.node import layer_size, threads
 from cloche_server.node.history import FINE_EVERY_S, History
-from cloche_server.node.kill import in_thread
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import MetricPoint, MetricsQuery, SandboxMetrics
 
@@ -58,7 +57,7 @@ class Sampler:
         machine = self.machine
         running = {name: live for name, live in machine.live.items() if live.record.state == "running"}
         self._watched = {name: self._of(name, live) for name, live in running.items()}
-        usages = await in_thread(self._usages, list(running))
+        usages = await threads.in_thread(self._usages, list(running))
         await self._measure_layers(dict(zip(running, usages, strict=True)))
         boot_s, at_s = machine.clock.boot_s(), int(machine.clock.now().timestamp())
         for (name, live), usage in zip(running.items(), usages, strict=True):
@@ -119,7 +118,7 @@ class Sampler:
             if self._entries_left <= 0:
                 return
             watched = self._watched[name]
-            found = await in_thread(
+            found = await threads.in_thread(
                 layer_size.measure, self.machine.folder(name), max_entries=ENTRIES_PER_LAYER
             )
             # More than is left may be taken: what is owed is waited for.

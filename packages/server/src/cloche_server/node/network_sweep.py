@@ -10,7 +10,7 @@ import asyncio
 
 import structlog
 
-from cloche_server.node import kill
+from cloche_server.node import threads
 from cloche_server.node.machine import Machine
 from cloche_wire.errors import Unavailable
 
@@ -27,7 +27,7 @@ async def run(machine: Machine) -> None:
         await asyncio.sleep(PATIENCE_S)
         machine.network_removed.clear()
         try:
-            await kill.in_thread(machine.network.sweep)
+            await threads.in_thread(machine.network.sweep)
         except Unavailable as error:
             log.warning("network.not_swept", error=str(error))
             machine.network_removed.set()

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import msgspec
 
-from cloche_server.node import kill
+from cloche_server.node import kill, pause
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import SandboxState, SetTimeout
 
@@ -41,13 +41,23 @@ async def run(machine: Machine) -> None:
         now = machine.clock.boot_s()
         for live in running:
             if live.record.deadline_boot_s <= now:
-                machine.tasks.create_task(kill.end(machine, live.record.request.sandbox_id, "timeout"))
+                _end_of_time(machine, live)
         wait_s = _until_next(running, now)
         try:
             async with asyncio.timeout(wait_s):
                 await machine.deadlines_changed.wait()
         except TimeoutError:
             continue
+
+
+def _end_of_time(machine: Machine, live: Live) -> None:
+    request = live.record.request
+    if machine.turns.of(request.sandbox_id).locked():
+        return  # somebody pauses, copies or ends it just now: the next look shows what has come of it
+    if request.on_timeout == "pause":
+        machine.tasks.create_task(pause.pause_by_timeout(machine, live))
+    else:
+        machine.tasks.create_task(kill.end(machine, request.sandbox_id, "timeout"))
 
 
 def _until_next(running: list[Live], now: float) -> float | None:

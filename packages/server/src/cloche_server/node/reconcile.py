@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import NamedTuple
 
+import msgspec
 import structlog
 
-from cloche_server.node import kill
+from cloche_server.node import kill, pause, resume, snapshots, threads, warm_images
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
-from cloche_wire.errors import Unavailable
+from cloche_wire.errors import Internal, Unavailable
 
 log = structlog.get_logger()
 
@@ -37,10 +39,16 @@ async def reconcile(machine: Machine) -> Reconciled:
     """
     lost: list[Live] = []
     for record in machine.journal.read_all():
+        sandbox_id = record.request.sandbox_id
+        if record.state == "paused":
+            machine.paused[sandbox_id] = record
+            continue
         machine.slots.adopt(record.slot)
         live = Live(record)
-        machine.live[record.request.sandbox_id] = live
-        if not await _adopt(machine, live):
+        machine.live[sandbox_id] = live
+        if await _adopt(machine, live):
+            continue
+        if not await _keep_on_disk(machine, live):
             lost.append(live)
     await _end(machine, lost)
     strays = await _remove_strays(machine)
@@ -65,7 +73,7 @@ async def _end(machine: Machine, lost: list[Live]) -> None:
 
 async def _adopt(machine: Machine, live: Live) -> bool:
     record = live.record
-    if record.state != "running" or record.boot_id != machine.boot_id or record.init is None:
+    if record.state not in ("running", "pausing") or record.boot_id != machine.boot_id or record.init is None:
         return False
     if not machine.driver.is_alive(record.init):
         return False
@@ -75,11 +83,38 @@ async def _adopt(machine: Machine, live: Live) -> bool:
     try:
         # A node that died in the middle of a change has written it down, and perhaps not carried it out.
         online = record.request.allow_internet
-        await kill.in_thread(machine.network.set_online, record.slot, online=online)
+        await threads.in_thread(machine.network.set_online, record.slot, online=online)
     except Unavailable as error:
         log.warning("sandbox.not_adopted", sandbox_id=record.request.sandbox_id, error=str(error))
         return False  # its namespace's descriptor is closed with all else of it
+    if record.state == "pausing" or record.is_frozen:
+        await _go_on(machine, live)
     kill.watch(machine, live)
+    return True
+
+
+async def _go_on(machine: Machine, live: Live) -> None:
+    """Have a sandbox go on that stood still for an image when the node died, which it then does without."""
+    sandbox_id = live.record.request.sandbox_id
+    with contextlib.suppress(Internal):  # it had not come to that
+        await machine.driver.thaw(sandbox_id, machine.folder(sandbox_id))
+    machine.note(live, msgspec.structs.replace(live.record, state="running", is_frozen=False))
+
+
+async def _keep_on_disk(machine: Machine, live: Live) -> bool:
+    """Have a sandbox that does not run be paused, if there is an image that nothing has happened after."""
+    record = live.record
+    if record.state == "pausing":
+        # It ended after its image was complete, and before that was written down.
+        name = pause.next_image(record)
+        if name not in machine.images:
+            return False
+        live.record = msgspec.structs.replace(
+            record, state="resuming", image=name, images_made=record.images_made + 1
+        )
+    elif record.state != "resuming":
+        return False
+    await resume.put_back(machine, live)
     return True
 
 
@@ -91,6 +126,19 @@ def _open_network(record: Record) -> int | None:
         return None  # it ended in this very moment
 
 
+def _remove_old_images(machine: Machine) -> int:
+    """Those of sandboxes that have gone on since, or are gone."""
+    kept = {record.image for record in machine.paused.values()}
+    old = [
+        name
+        for name in machine.images.names() - kept
+        if not name.startswith((warm_images.PREFIX, snapshots.PREFIX))
+    ]
+    for name in old:
+        machine.images.remove(name)
+    return len(old)
+
+
 async def _remove_strays(machine: Machine) -> int:
     """Remove what carries the name of a sandbox that no record knows."""
     count = 0
@@ -98,14 +146,15 @@ async def _remove_strays(machine: Machine) -> int:
         await machine.driver.destroy(sandbox_id, machine.folder(sandbox_id), None)
         count += 1
     for slot in machine.network.leftovers() - machine.slots.taken:
-        await kill.in_thread(machine.network.remove, slot)
+        await threads.in_thread(machine.network.remove, slot)
         count += 1
-    await kill.in_thread(machine.network.sweep)
+    await threads.in_thread(machine.network.sweep)
     for parent in (machine.config.state_dir / "sandboxes", machine.config.run_dir / "agents"):
         for folder in parent.iterdir():
             if folder.name not in machine.live:
                 machine.trash.put(folder)
                 count += 1
+    count += machine.images.remove_unfinished() + _remove_old_images(machine)
     for folder in machine.volumes.unfinished():
         machine.trash.put(folder)
         count += 1

@@ -28,13 +28,18 @@ from cloche_server.node import (
     kill,
     messages,
     network_sweep,
+    pause,
     reaper,
     reconcile,
+    resume,
+    snapshots,
+    threads,
     volume_requests,
     zygotes,
 )
 from cloche_server.node.demand import Demand
 from cloche_server.node.families import Families
+from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
 from cloche_server.node.logs import LogKeeper
 from cloche_server.node.machine import Machine, Trash
@@ -89,6 +94,7 @@ async def serve(
     try:
         async with asyncio.TaskGroup() as tasks:
             slots = Slots(config.limits.max_sandboxes + config.ahead.most)
+            trash = Trash(config.state_dir / "trash")
             machine = Machine(
                 config=config,
                 clock=SystemClock(),
@@ -100,7 +106,8 @@ async def serve(
                 journal=journal,
                 tree=tree,
                 tasks=tasks,
-                trash=Trash(config.state_dir / "trash"),
+                trash=trash,
+                images=Images(config.state_dir / "images", trash.put),
                 boot_id=boot_id(),
                 volumes=Volumes(config.volumes_dir, config.volumes, content),
                 demand=Demand(config.ahead),
@@ -168,8 +175,7 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
 
     async def kill_sandbox(params: msgspec.Raw) -> link.Answer:
         request = _decode(params, messages.KillSandbox)
-        machine.find(request.sandbox_id)
-        await kill.end(machine, request.sandbox_id, request.reason)
+        await kill.end_or_forget(machine, request.sandbox_id, request.reason)
         return link.Answer({})
 
     async def set_timeout(params: msgspec.Raw) -> link.Answer:
@@ -180,8 +186,8 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
         return link.Answer({})
 
     async def list_sandboxes(_: msgspec.Raw) -> link.Answer:
-        running = [live.record.public() for live in machine.live.values() if live.record.state == "running"]
-        return link.Answer(running)
+        running = [live.record for live in machine.live.values() if live.record.state in _SHOWN]
+        return link.Answer([record.public() for record in (*running, *machine.paused.values())])
 
     async def health(_: msgspec.Raw) -> link.Answer:
         return link.Answer({})
@@ -205,10 +211,37 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
             "health": health,
             "drain": drain,
             "watch": watch,
+            **_image_methods(machine),
             **_volume_methods(machine),
             **_observing_methods(sampler, keeper),
         }
     )
+
+
+_SHOWN = ("running", "pausing", "resuming")
+
+
+def _image_methods(machine: Machine) -> dict[str, _Method]:
+    async def pause_sandbox(params: msgspec.Raw) -> link.Answer:
+        await pause.pause(machine, _decode(params, messages.PauseSandbox))
+        return link.Answer({})
+
+    async def resume_sandbox(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await resume.resume(machine, _decode(params, messages.ResumeSandbox)))
+
+    async def take_snapshot(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await snapshots.take(machine, _decode(params, messages.TakeSnapshot)))
+
+    async def remove_snapshot(params: msgspec.Raw) -> link.Answer:
+        snapshots.remove(machine, _decode(params, messages.RemoveSnapshot))
+        return link.Answer({})
+
+    return {
+        "pause": pause_sandbox,
+        "resume": resume_sandbox,
+        "snapshot": take_snapshot,
+        "remove_snapshot": remove_snapshot,
+    }
 
 
 def _volume_methods(machine: Machine) -> dict[str, _Method]:
@@ -238,20 +271,22 @@ def edge_handler(machine: Machine) -> link.Handler:
 
     async def routes(_: msgspec.Raw) -> link.Answer:
         events = machine.routes.listen()
-        now = [machine.route(live.record) for live in machine.live.values() if live.record.state == "running"]
-        return link.Answer(now, events=events)
+        return link.Answer(machine.routes_now(), events=events)
 
     async def dial_port(params: msgspec.Raw) -> link.Answer:
         return link.Answer({}, descriptors=(await dial.dial(machine, _decode(params, messages.Dial)),))
 
-    return _dispatch({"routes": routes, "dial": dial_port})
+    async def wake(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await resume.wake(machine, _decode(params, messages.Wake)))
+
+    return _dispatch({"routes": routes, "dial": dial_port, "wake": wake})
 
 
 def egress_handler(machine: Machine) -> link.Handler:
     """Answers of the egress's socket; see `messages`."""
 
     async def listen(_: msgspec.Raw) -> link.Answer:
-        listener = await kill.in_thread(machine.network.listen_for_egress)
+        listener = await threads.in_thread(machine.network.listen_for_egress)
         return link.Answer({}, descriptors=(listener,))
 
     async def policy(params: msgspec.Raw) -> link.Answer:

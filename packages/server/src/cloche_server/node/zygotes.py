@@ -13,7 +13,7 @@ from secrets import token_hex
 import structlog
 
 from cloche_server.isolation.base import FamilySpec, ResourceLimits
-from cloche_server.node import create
+from cloche_server.node import assemble
 from cloche_server.node.families import Kept, Kind
 from cloche_server.node.machine import Machine
 from cloche_wire.errors import ClocheError
@@ -21,7 +21,7 @@ from cloche_wire.errors import ClocheError
 _LIMITS = ResourceLimits(cpu_count=2, memory_mib=1024, pids=64)
 """Of a zygote, and of its forks until they are in their sandbox's groups."""
 _ENV = {
-    "PATH": create.AGENT_PATH, "HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash",
+    "PATH": assemble.AGENT_PATH, "HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash",
     "LANG": "C.UTF-8",
     # Threads do not go along in a fork, and the locks that they hold would be held for good.
     "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
@@ -40,7 +40,7 @@ async def open_family(machine: Machine, kind: Kind) -> bool:
     began_s = machine.clock.boot_s()
     family = None
     try:
-        template = create.read_template(machine, kind.build_id)
+        template = assemble.read_template(machine, kind.build_id)
         folder.mkdir(mode=0o700)
         spec = FamilySpec(
             family_id=family_id,

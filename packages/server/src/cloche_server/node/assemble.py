@@ -1,0 +1,200 @@
+"""Put a sandbox together: its network, its folder, its first process, and what its agent is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from cloche_server.config import EDGE_UID
+from cloche_server.isolation.base import ResourceLimits, SandboxSpec
+from cloche_server.node import agent_link, threads, volume_requests
+from cloche_server.node.machine import AGENT_PORT, INTERPRETER_PORT, Live, Machine
+from cloche_wire.errors import SnapshotUnusable, TemplateNotFound
+
+AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Template(msgspec.Struct, frozen=True):
+    """What the node reads of a template's manifest."""
+
+    rootfs: str
+    default_user: str = "user"
+    default_workdir: str = "/home/user"
+    env: dict[str, str] = {}
+    warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
+    """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
+
+
+class Origin(NamedTuple):
+    """What a sandbox is made of."""
+
+    template: Template
+    rootfs: Path
+    runtime_tree: Path
+    image: Path | None = None
+    """What it goes on from; None: its agent is started."""
+    known_token: str = ""
+    """The one that its agent goes by before it is told its own."""
+    reboots: bool = False
+    """Whether the processes of the image end, and only its files are of interest."""
+
+
+def read_template(machine: Machine, build_id: str) -> Template:
+    """What the node has to know of a finished build.
+
+    Raises:
+        TemplateNotFound: No finished build of that id lies here.
+    """
+    path = machine.config.templates_dir / build_id / "manifest.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Template)
+    except (OSError, msgspec.DecodeError) as error:
+        raise TemplateNotFound(f"no finished build: {build_id}") from error
+
+
+def from_template(machine: Machine, build_id: str) -> Origin:
+    """A sandbox whose agent is started.
+
+    Raises:
+        TemplateNotFound: No finished build of that id lies here.
+    """
+    template = read_template(machine, build_id)
+    rootfs = machine.config.templates_dir / build_id / template.rootfs
+    return Origin(template, rootfs, machine.tree.path)
+
+
+async def from_image(machine: Machine, name: str, *, checked_before: bool = False) -> Origin:
+    """A sandbox that goes on from an image.
+
+    Args:
+        machine: Has it.
+        name: Whose every byte is read and checked,
+        checked_before: or only once in the life of this process.
+
+    Raises:
+        SnapshotNotFound: There is none of that name.
+        SnapshotUnusable: It is damaged, or of other versions.
+        TemplateNotFound: What it stands on is gone.
+    """
+    image_format = machine.driver.capabilities().image_format
+    image, manifest = await machine.images.open(name, image_format, checked_before=checked_before)
+    origin = from_template(machine, manifest.build_id)
+    tree = machine.tree.path.with_name(manifest.runtime_tree)
+    if not tree.is_dir():
+        raise SnapshotUnusable(f"image {name} needs runtime {manifest.runtime_tree}, which is gone")
+    return origin._replace(
+        runtime_tree=tree, image=image, known_token=manifest.access_token, reboots=not manifest.has_memory
+    )
+
+
+async def assemble(machine: Machine, live: Live, origin: Origin) -> None:
+    """Give a sandbox its network, root and limits, and start its agent, or have it go on."""
+    record = live.record
+    request = record.request
+    namespace = await _make_network(machine, live)
+    folder = machine.folder(request.sandbox_id)
+    folder.mkdir(mode=0o700)
+    with ExitStack() as stack:
+        listeners: list[int] = []
+        reached_by = ("--envd-port", str(AGENT_PORT), "--interpreter-port", str(INTERPRETER_PORT))
+        if machine.driver.capabilities().listeners:
+            made = _listen(machine.sockets(request.sandbox_id))
+            listeners = [stack.enter_context(listener).fileno() for listener in made]
+            reached_by = ("--envd-fd", "3", "--interpreter-fd", "4")
+        spec = SandboxSpec(
+            sandbox_id=request.sandbox_id,
+            slot=machine.block.machine_slot(record.slot),
+            hostname=request.sandbox_id,
+            rootfs=origin.rootfs,
+            folder=folder,
+            runtime_tree=origin.runtime_tree,
+            limits=ResourceLimits(request.cpu_count, request.memory_mib, machine.config.limits.pids),
+            network_namespace=namespace,
+            listeners=tuple(listeners),
+            argv=machine.tree.argv(*reached_by),
+            env={"PATH": AGENT_PATH, "LANG": "C.UTF-8"},
+            etc_files=_etc_files(machine, request.sandbox_id),
+            family=live.family,
+            mounts=await volume_requests.open_mounts(machine, request, stack),
+            image=origin.image,
+        )
+        init = await machine.driver.start(spec)
+    runtime_tree = origin.runtime_tree.name
+    machine.note(live, msgspec.structs.replace(record, init=init, runtime_tree=runtime_tree))
+
+
+async def introduce(machine: Machine, live: Live, origin: Origin) -> None:
+    """Tell the agent whose it is; the sandbox can be used then."""
+    request, template = live.record.request, origin.template
+    address, timeout_s = machine.agent_address(live.record), machine.config.limits.start_timeout_s
+    if origin.reboots:
+        await agent_link.quiesce(address, origin.known_token, timeout_s=timeout_s)
+    # Where a driver writes no files of its own into the root, or those of another sandbox are in it by now.
+    is_told_all = origin.image is not None or not machine.driver.capabilities().listeners
+    await agent_link.initialize(
+        address,
+        agent_link.AgentInit(
+            access_token=request.access_token,
+            env_vars=template.env | request.env,
+            default_user=template.default_user,
+            default_workdir=template.default_workdir,
+            sandbox_id=request.sandbox_id,
+            template_id=request.template_id,
+            cpu_count=request.cpu_count,
+            memory_mib=request.memory_mib,
+            hostname=request.sandbox_id if is_told_all else "",
+            etc_files=_etc_files(machine, request.sandbox_id) if is_told_all else {},
+            restored=origin.image is not None,
+        ),
+        known_token=origin.known_token,
+        timeout_s=timeout_s,
+    )
+
+
+async def _make_network(machine: Machine, live: Live) -> int:
+    record = live.record
+    request = record.request
+    # Kept there at once: a result that comes after a cancellation would be lost.
+    live.network_namespace = await (
+        threads.in_thread(machine.network.new_namespace)
+        if live.family is None
+        else live.family.network_namespace()
+    )
+    await threads.in_thread(
+        machine.network.create,
+        record.slot,
+        live.network_namespace,
+        request.egress,
+        online=request.allow_internet,
+    )
+    return live.network_namespace
+
+
+def _listen(folder: Path) -> list[socket.socket]:
+    """Listen where the agent will answer, before it exists: who connects early waits instead of failing."""
+    folder.mkdir(mode=0o711, parents=True)
+    listeners: list[socket.socket] = []
+    for name in ("envd.sock", "run.sock"):
+        path = folder / name
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        # SAFETY: the folder was made above and only root can write to it, so the name is the socket just
+        # bound.
+        os.chown(path, EDGE_UID, EDGE_UID, follow_symlinks=False)
+        listener.listen(1024)
+        listeners.append(listener)
+    return listeners
+
+
+def _etc_files(machine: Machine, sandbox_id: str) -> dict[str, str]:
+    return {
+        "hosts": f"127.0.0.1 localhost\n127.0.1.1 {sandbox_id}\n::1 localhost ip6-localhost ip6-loopback\n",
+        "resolv.conf": f"nameserver {machine.block.gateway}\noptions timeout:3 attempts:2\n",
+        "hostname": f"{sandbox_id}\n",
+    }

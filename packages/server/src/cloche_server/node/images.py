@@ -1,0 +1,170 @@
+"""Sandboxes on disk: folders of files that a driver has saved, and a manifest that says what they must be.
+
+    STATE/images/<name>/            complete, and synced: it got its name last
+        checkpoint.img, ...         as the driver wrote them
+        manifest                    a line with the SHA-256 of the rest, then JSON (`Manifest`)
+    STATE/images/<name>.new/        being written; nobody's after a crash
+
+Reading one checks every byte, so that a damaged one is refused by name before anything is started of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from cloche_server.node import threads
+from cloche_server.node.durability import sync
+from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
+
+_MANIFEST = "manifest"
+_UNFINISHED = ".new"
+
+
+class FileSum(msgspec.Struct, frozen=True):
+    """What a file must be."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What an image is of."""
+
+    format: str
+    """`Capabilities.image_format` of the driver that wrote it."""
+    build_id: str
+    """The template's build that it stands on."""
+    runtime_tree: str
+    """Name of the tree that its agent runs on."""
+    access_token: str = ""
+    """The one that its agent goes by; empty for one that is nobody's."""
+    has_memory: bool = True
+    """Whether its processes go on in what is made of it; otherwise they end, and its files are there."""
+    files: dict[str, FileSum] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on disk."""
+        return sum(one.size for one in self.files.values())
+
+
+class Images:
+    """All that this node has."""
+
+    def __init__(self, folder: Path, discard: Callable[[Path], None]) -> None:
+        """Take their folder, and what removes a folder in time."""
+        self._folder = folder
+        self._discard = discard
+        self._checked: dict[str, Manifest] = {}
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def begin(self, name: str) -> Path:
+        """Return a new empty folder to save into; `commit` gives it its name, `abandon` takes it away.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        self.abandon(name)
+        path = self._folder / f"{name}{_UNFINISHED}"
+        path.mkdir(mode=0o700)
+        return path
+
+    def abandon(self, name: str) -> None:
+        """Remove what was begun. Idempotent."""
+        self._discard(self._folder / f"{name}{_UNFINISHED}")
+
+    async def commit(self, name: str, manifest: Manifest) -> Manifest:
+        """Have what was begun survive a crash of the machine from here on, under its name.
+
+        Raises:
+            OSError: The disk is full or broken; it is still only begun.
+        """
+        return await threads.in_thread(self._commit, name, manifest)
+
+    async def open(
+        self, name: str, image_format: str, *, checked_before: bool = False
+    ) -> tuple[Path, Manifest]:
+        """Return the folder of one and its manifest, every byte checked: now, or once by this process.
+
+        Raises:
+            SnapshotNotFound: There is none of that name.
+            SnapshotUnusable: It is damaged, or of another format; the message names it.
+        """
+        manifest = self._checked.get(name) if checked_before else None
+        if manifest is None:
+            manifest = await threads.in_thread(self._check, name, image_format)
+            self._checked[name] = manifest
+        return self._folder / name, manifest
+
+    def remove(self, name: str) -> None:
+        """Remove one. Idempotent."""
+        self._checked.pop(name, None)
+        self._discard(self._folder / name)
+
+    def __contains__(self, name: str) -> bool:
+        return (self._folder / name / _MANIFEST).exists()
+
+    def names(self) -> set[str]:
+        """All that have their name, complete or not."""
+        return {path.name for path in self._folder.iterdir() if path.suffix != _UNFINISHED}
+
+    def remove_unfinished(self) -> int:
+        """Remove what a node that was killed had begun; how many there were."""
+        begun = [path for path in self._folder.iterdir() if path.suffix == _UNFINISHED]
+        for path in begun:
+            self._discard(path)
+        return len(begun)
+
+    def _commit(self, name: str, manifest: Manifest) -> Manifest:
+        begun = self._folder / f"{name}{_UNFINISHED}"
+        saved = sorted(begun.iterdir())
+        for path in saved:
+            sync(path)
+        sums = {path.name: _sum(path) for path in saved}
+        manifest = msgspec.structs.replace(manifest, files=sums)
+        content = msgspec.json.encode(manifest)
+        path = begun / _MANIFEST
+        path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+        sync(path)
+        sync(begun)
+        begun.rename(self._folder / name)
+        sync(self._folder)
+        return manifest
+
+    def _check(self, name: str, image_format: str) -> Manifest:
+        folder = self._folder / name
+        manifest = self._read_manifest(name)
+        if manifest.format != image_format:
+            raise SnapshotUnusable(
+                f"image {name} was made by {manifest.format}, and this is {image_format}",
+                hint="use that version again, or resume without memory where files are enough",
+            )
+        for file, wanted in manifest.files.items():
+            try:
+                found = _sum(folder / file)
+            except OSError as error:
+                raise SnapshotUnusable(f"image {name} is damaged: {file}: {error.strerror}") from error
+            if found != wanted:
+                raise SnapshotUnusable(f"image {name} is damaged: {file} is not what was written")
+        return manifest
+
+    def _read_manifest(self, name: str) -> Manifest:
+        try:
+            digest, _, content = (self._folder / name / _MANIFEST).read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            raise SnapshotNotFound(f"no such image: {name}") from None
+        except OSError as error:
+            raise SnapshotUnusable(f"image {name} is damaged: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest().encode() != digest:
+            raise SnapshotUnusable(f"image {name} is damaged: its manifest is not what was written")
+        return msgspec.json.decode(content, type=Manifest)
+
+
+def _sum(path: Path) -> FileSum:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileSum(file.tell(), digest.hexdigest())

@@ -1,0 +1,195 @@
+"""Pause a sandbox: its processes, memory and files go to disk, and nothing else of it is left.
+
+The one way, whoever asks: a client, or its time-out. Until the record says `paused` the sandbox counts as
+running, and whatever fails or is killed before that leaves it running. See: `lifecycle`, `images`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from cloche_server.node import kill
+from cloche_server.node.images import Manifest
+from cloche_server.node.journal import Record
+from cloche_server.node.lifecycle import next_state
+from cloche_server.node.machine import Live, Machine
+from cloche_server.node.messages import PauseSandbox
+from cloche_wire.errors import Conflict, Internal, NotEnoughSpace, UnsupportedOption
+
+RETRY_S = 30.0
+"""After a time-out whose pause failed: the sandbox runs on until it is tried again."""
+
+log = structlog.get_logger()
+
+
+def check_ability(machine: Machine, *, with_memory: bool) -> None:
+    """Refuse what this node's isolation cannot do.
+
+    Raises:
+        UnsupportedOption: The message says what, the hint which isolation can.
+    """
+    able = machine.driver.capabilities()
+    if not (able.memory_snapshot if with_memory else able.disk_snapshot):
+        kept = "memory" if with_memory else "files"
+        raise UnsupportedOption(
+            f"isolation '{able.name}' cannot keep the {kept} of a sandbox that is paused",
+            hint="start the server with --isolation gvisor",
+        )
+
+
+async def pause(machine: Machine, request: PauseSandbox) -> None:
+    """Put a running sandbox on disk.
+
+    Leaves: state paused, journalled and synced, and no kernel object of it; on an error it runs on.
+
+    Raises:
+        SandboxNotFound: It is not there.
+        Conflict: It is paused, or something else is being done with it.
+        UnsupportedOption: This node's isolation cannot.
+        NotEnoughSpace: The disk is full.
+        Internal: It cannot be saved; the message says why.
+    """
+    turn = machine.turns.of(request.sandbox_id)
+    if request.sandbox_id in machine.paused:
+        raise Conflict(f"sandbox is paused: {request.sandbox_id}")
+    machine.find(request.sandbox_id)
+    check_ability(machine, with_memory=request.memory)
+    if turn.locked():
+        raise Conflict(f"something else is being done with the sandbox: {request.sandbox_id}")
+    async with turn:
+        await _pause(machine, machine.find(request.sandbox_id), with_memory=request.memory)
+
+
+async def pause_by_timeout(machine: Machine, live: Live) -> None:
+    """Pause a sandbox whose time is over; where that fails it gets some more, since nothing may be lost."""
+    request = live.record.request
+    try:
+        await pause(machine, PauseSandbox(request.sandbox_id, request.pause_memory))
+    except Conflict:
+        return
+    except (Internal, NotEnoughSpace) as error:
+        log.warning("sandbox.pause_failed", sandbox_id=request.sandbox_id, error=str(error))
+        if live.record.state == "running":
+            later = machine.clock.boot_s() + RETRY_S
+            machine.note(live, msgspec.structs.replace(live.record, deadline_boot_s=later))
+
+
+async def _pause(machine: Machine, live: Live, *, with_memory: bool) -> None:
+    machine.move(live, "pause")
+    machine.publish_gone(live.record)
+    began_s = machine.clock.boot_s()
+    try:
+        name = next_image(live.record)
+        saved = await save(machine, live, name, with_memory=with_memory, thaws=False)
+        paused = msgspec.structs.replace(
+            live.record,
+            state=next_state(live.record.state, "saved"),
+            image=name,
+            images_made=live.record.images_made + 1,
+            init=None,
+        )
+        machine.journal.write(paused)
+    except (Internal, NotEnoughSpace, OSError) as error:
+        await _go_on(machine, live)
+        raise _told(error) from error
+    await put_away(machine, live)
+    machine.paused[paused.request.sandbox_id] = paused
+    if paused.request.auto_resume:
+        machine.publish_route(paused)
+    machine.publish_state("paused", paused)
+    took_ms = round(1000 * (machine.clock.boot_s() - began_s))
+    size = saved.manifest.size_bytes
+    log.info("sandbox.paused", sandbox_id=live.record.request.sandbox_id, ms=took_ms, bytes=size)
+
+
+def next_image(record: Record) -> str:
+    """The name of the next image of a sandbox, which is of no other."""
+    return f"{record.request.sandbox_id}-{record.images_made + 1}"
+
+
+class Saved(NamedTuple):
+    """What an image has come to."""
+
+    manifest: Manifest
+    stood_still_s: float
+    """How long the sandbox did, if it goes on."""
+
+
+async def save(machine: Machine, live: Live, name: str, *, with_memory: bool, thaws: bool) -> Saved:
+    """Make an image of a sandbox that runs; it stands still meanwhile, and after it unless `thaws`.
+
+    One without memory has it all the same, and who goes on from it ends the processes: ended now, they would
+    be lost where the image then fails.
+
+    Leaves: on an error the sandbox frozen or not, and no image of that name.
+
+    Raises:
+        NotEnoughSpace: The disk is full.
+        Internal: It cannot be saved.
+        OSError: The disk is broken.
+    """
+    request = live.record.request
+    sandbox_id, folder = request.sandbox_id, machine.folder(request.sandbox_id)
+    begun = machine.images.begin(name)
+    began_s = machine.clock.boot_s()
+    try:
+        await machine.driver.freeze(sandbox_id, folder)
+        try:
+            await machine.driver.save(sandbox_id, folder, begun)
+        finally:
+            if thaws:
+                await machine.driver.thaw(sandbox_id, folder)
+        stood_still_s = machine.clock.boot_s() - began_s
+        manifest = Manifest(
+            machine.driver.capabilities().image_format,
+            request.build_id,
+            live.record.runtime_tree,
+            request.access_token,
+            with_memory,
+        )
+        return Saved(await machine.images.commit(name, manifest), stood_still_s)
+    except BaseException:
+        machine.images.abandon(name)
+        raise
+
+
+async def _go_on(machine: Machine, live: Live) -> None:
+    """Have a sandbox that could not be saved run as before."""
+    sandbox_id = live.record.request.sandbox_id
+    with contextlib.suppress(Internal):  # it may never have been frozen
+        await machine.driver.thaw(sandbox_id, machine.folder(sandbox_id))
+    # In memory first: on a full disk the older record, `pausing`, leads to the same after a restart.
+    live.record = msgspec.structs.replace(live.record, state=next_state(live.record.state, "not_saved"))
+    with contextlib.suppress(OSError):
+        machine.journal.write(live.record)
+    if live.record.init is not None and machine.driver.is_alive(live.record.init):
+        machine.publish_route(live.record)
+    else:
+        await kill.end(machine, sandbox_id, "exited")
+
+
+async def put_away(machine: Machine, live: Live) -> None:
+    """Take away what the kernel has of a sandbox that is safe on disk; what it refuses is tried again."""
+    while True:
+        try:
+            await kill.dismantle(machine, live, keeps_record=True)
+        except (OSError, Internal) as error:
+            sandbox_id = live.record.request.sandbox_id
+            log.warning("sandbox.removal_failed", sandbox_id=sandbox_id, error=str(error))
+            await asyncio.sleep(kill.RETRY_S)
+        else:
+            return
+
+
+def _told(error: Exception) -> Exception:
+    """What the caller is told."""
+    if isinstance(error, OSError):
+        return NotEnoughSpace(
+            "no space left for the image of a sandbox", hint="free space in the state folder"
+        )
+    return error

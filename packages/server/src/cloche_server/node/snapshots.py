@@ -1,0 +1,78 @@
+"""Copies of running sandboxes, to make others of."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+import msgspec
+import structlog
+
+from cloche_server.node import pause
+from cloche_server.node.machine import Live, Machine
+from cloche_server.node.messages import RemoveSnapshot, SnapshotTaken, TakeSnapshot
+from cloche_wire.errors import Conflict, InvalidArgument, NotEnoughSpace
+
+PREFIX = "snapshot-"
+_ID = re.compile(r"[a-z0-9]{1,40}\Z")
+
+log = structlog.get_logger()
+
+
+def name_of(snapshot_id: str) -> str:
+    """The name of its image.
+
+    Raises:
+        InvalidArgument: No such id can be.
+    """
+    if not _ID.match(snapshot_id):
+        raise InvalidArgument(f"not a snapshot id: {snapshot_id[:80]!r}")
+    return f"{PREFIX}{snapshot_id}"
+
+
+async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
+    """Keep a copy of a running sandbox, which stands still for it and then runs on.
+
+    Leaves: on an error no snapshot, and the sandbox as it was.
+
+    Raises:
+        SandboxNotFound: It does not run.
+        Conflict: Something else is being done with it, or there is a snapshot of that id.
+        UnsupportedOption: This node's isolation cannot.
+        NotEnoughSpace: The disk is full.
+        Internal: It cannot be saved; the message says why.
+    """
+    name = name_of(request.snapshot_id)
+    if name in machine.images:
+        raise Conflict(f"snapshot exists: {request.snapshot_id}")
+    pause.check_ability(machine, with_memory=request.memory)
+    async with machine.turns.of(request.sandbox_id):
+        live = machine.find(request.sandbox_id)
+        # Written down first: a node that dies in the middle leaves it standing still.
+        machine.note(live, msgspec.structs.replace(live.record, is_frozen=True))
+        began_s = machine.clock.boot_s()
+        try:
+            saved = await pause.save(machine, live, name, with_memory=request.memory, thaws=True)
+        except OSError as error:
+            raise NotEnoughSpace("no space left for a snapshot") from error
+        finally:
+            await _note_thawed(machine, live)
+        took_ms = round(1000 * (machine.clock.boot_s() - began_s))
+    log.info("sandbox.copied", sandbox_id=request.sandbox_id, snapshot_id=request.snapshot_id, ms=took_ms)
+    stall_ms = round(1000 * saved.stood_still_s)
+    return SnapshotTaken(request.snapshot_id, saved.manifest.size_bytes, stall_ms)
+
+
+async def _note_thawed(machine: Machine, live: Live) -> None:
+    live.record = msgspec.structs.replace(live.record, is_frozen=False)
+    with contextlib.suppress(OSError):
+        machine.journal.write(live.record)
+
+
+def remove(machine: Machine, request: RemoveSnapshot) -> None:
+    """Forget a snapshot. Idempotent; sandboxes that were made of it live on.
+
+    Raises:
+        InvalidArgument: No such id can be.
+    """
+    machine.images.remove(name_of(request.snapshot_id))

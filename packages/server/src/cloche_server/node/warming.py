@@ -1,0 +1,55 @@
+"""Make the image that sandboxes of a template go on from."""
+
+from __future__ import annotations
+
+import structlog
+
+from cloche_server.ids import new_sandbox_id
+from cloche_server.node import agent_link, assemble, create, kill, pause, warm_images
+from cloche_server.node.demand import Need
+from cloche_server.node.machine import Machine
+from cloche_server.node.messages import CreateSandbox
+from cloche_wire.errors import ClocheError
+
+log = structlog.get_logger()
+
+
+def is_missing(machine: Machine, build_id: str) -> bool:
+    """Whether this node could make one, and has none.
+
+    Raises:
+        TemplateNotFound: No finished build of that id lies here.
+    """
+    able = machine.driver.capabilities().memory_snapshot
+    return able and warm_images.name_of(machine, build_id) not in machine.images
+
+
+async def make(machine: Machine, need: Need) -> bool:
+    """Start a sandbox that is nobody's, have its interpreter import the usual, keep its image, and end it.
+
+    Returns whether the image is there now. Nothing else of it is left.
+    """
+    request = CreateSandbox(
+        new_sandbox_id(), need.team_id, "", need.build_id, 0, "",
+        cpu_count=need.cpu_count, memory_mib=need.memory_mib, allow_internet=False,
+    )  # fmt: skip
+    began_s = machine.clock.boot_s()
+    try:
+        origin = assemble.from_template(machine, need.build_id)
+        name = warm_images.name_of(machine, need.build_id)
+        live = create.first_live(machine, request)
+        async with create.making(machine, live):
+            await assemble.assemble(machine, live, origin)
+            await agent_link.prepare(
+                machine.agent_address(live.record),
+                agent_link.AgentPreparation(origin.template.env, origin.template.warm),
+                timeout_s=machine.config.limits.start_timeout_s,
+            )
+            saved = await pause.save(machine, live, name, with_memory=True, thaws=False)
+    except (ClocheError, OSError) as error:
+        log.warning("warm_image.failed", build_id=need.build_id, error=str(error))
+        return False
+    await kill.end(machine, request.sandbox_id, "killed")
+    took_ms = round(1000 * (machine.clock.boot_s() - began_s))
+    log.info("warm_image.made", build_id=need.build_id, ms=took_ms, bytes=saved.manifest.size_bytes)
+    return True
