@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.support.waiting import until
 
 from cloche_wire import connect
 
@@ -97,6 +100,17 @@ class Agent:
             response = connection.getresponse()
             return Answer(response.status, response.headers, response.read())
 
+    def initialise(self, workdir: Path) -> None:
+        settings = {
+            "accessToken": TOKEN,
+            "envVars": {"FROM_SANDBOX": "1", "OVERRIDDEN": "sandbox"},
+            "defaultUser": own_name(),
+            "defaultWorkdir": str(workdir),
+            "sandboxId": "isandbox",
+            "templateId": "template",
+        }
+        assert self.request("POST", "/init", json.dumps(settings)).status == 204
+
     def call(self, method: str, message: dict[str, Any], **headers: str) -> Answer:
         return self.request(
             "POST", f"/{method}", json.dumps(message), Content_Type=connect.UNARY_JSON, **headers
@@ -150,6 +164,41 @@ def collect(stream: Stream) -> Result:
     return Result(pid, bytes(output["stdout"]), bytes(output["stderr"]), bytes(output["pty"]), end)
 
 
+class PortAgent(Agent):
+    """One that listens on ports of its own."""
+
+    def __init__(self, envd: int, interpreter: int, folder: Path, pid: int) -> None:
+        super().__init__(folder, pid)
+        self.envd = envd
+        self.interpreter = interpreter
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.envd, timeout=STREAM_DEADLINE_S)
+
+
+@contextlib.contextmanager
+def agent_on_ports(folder: Path, kernels: Path | None = None) -> Generator[PortAgent]:
+    """An agent of its own, without a token yet; ends with it."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cloche_agent", "--envd-port", str(ports[0]), "--interpreter-port",
+         str(ports[1]), "--kernels", str(kernels or folder)],
+    )  # fmt: skip
+    try:
+        for port in ports:
+            until(functools.partial(_listens, port), within_s=STREAM_DEADLINE_S, what=f"port {port}")
+        yield PortAgent(*ports, folder, child.pid)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _listener(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -170,15 +219,7 @@ def running_agent(folder: Path, *, initialise: bool = True) -> Generator[Agent]:
     try:
         agent = Agent(folder / "envd.sock", child.pid)
         if initialise:
-            settings = {
-                "accessToken": TOKEN,
-                "envVars": {"FROM_SANDBOX": "1", "OVERRIDDEN": "sandbox"},
-                "defaultUser": own_name(),
-                "defaultWorkdir": str(folder),
-                "sandboxId": "isandbox",
-                "templateId": "template",
-            }
-            assert agent.request("POST", "/init", json.dumps(settings)).status == 204
+            agent.initialise(folder)
         yield agent
     finally:
         child.send_signal(signal.SIGTERM)

@@ -1,7 +1,9 @@
 """The agent as a program: PID 1 of a sandbox, or an ordinary process in tests.
 
     python -m cloche_agent --envd-fd 3 --interpreter-fd 4 [--kernels FOLDER]
+    python -m cloche_agent --envd-port 49983 --interpreter-port 49999 [--kernels FOLDER]
 
+The second form is for a sandbox with a network stack of its own: no socket of the host leads into it.
 As PID 1 it collects every orphan and no signal from inside ends it; the sandbox ends when the node kills it.
 Everything it will ever need is imported here, before the first request: later its own files may be hidden
 from it.
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloche_agent.activity import ActivityHandler
 from cloche_agent.envd import envd_handler
-from cloche_agent.http import HttpServer, Request, Response, json_response, open_to_browsers
+from cloche_agent.http import HttpServer, Request, Response, json_response, listen_on, open_to_browsers
 from cloche_agent.init import Sandbox
 from cloche_agent.kernels.service import InterpreterService
 from cloche_agent.kernels.zygote import Zygote
@@ -43,16 +45,16 @@ _MAPPED_BYTES = 2 << 20
 _KEPT_BYTES = 2 << 20
 """Free memory at the end of the heap that is kept for the next buffers: all that an idle agent may waste."""
 _USAGE = (
-    "usage: cloche_agent --envd-fd N --interpreter-fd N [--kernels FOLDER] [--zygote-fd N --group-fds N,N]"
+    "usage: cloche_agent --envd-fd N --interpreter-fd N [--kernels FOLDER] [--zygote-fd N --group-fds N,N]\n"
+    "       cloche_agent --envd-port N --interpreter-port N [--kernels FOLDER]"
 )
 
 
 class _Options(NamedTuple):
-    envd_fd: int
-    interpreter_fd: int
+    envd: socket.socket
+    interpreter: socket.socket
     kernels_path: str
-    zygote_fd: int | None
-    group_fds: list[int]
+    zygote: Zygote | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        listeners = [_inherited(options.envd_fd), _inherited(options.interpreter_fd)]
-        zygote = _zygote(options)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n{_USAGE}\n")
         return 2
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_serve(listeners[0], listeners[1], options.kernels_path, zygote))
+        asyncio.run(_serve(options))
     return 0
 
 
@@ -105,12 +105,15 @@ def _raise_file_limit() -> None:
 def _parse(arguments: Sequence[str]) -> _Options:
     """By hand: argparse would be a tenth of this process's memory.
 
+    Leaves: the sockets open that the arguments name.
+
     Raises:
         ValueError: Not what `_USAGE` says.
+        OSError: A descriptor is no socket, or a port is taken.
     """
     known = {
-        "--envd-fd": "", "--interpreter-fd": "", "--kernels": _DEFAULT_KERNELS,
-        "--zygote-fd": "", "--group-fds": "",
+        "--envd-fd": "", "--interpreter-fd": "", "--envd-port": "", "--interpreter-port": "",
+        "--kernels": _DEFAULT_KERNELS, "--zygote-fd": "", "--group-fds": "",
     }  # fmt: skip
     for name, value in zip(arguments[::2], arguments[1::2], strict=False):
         if name not in known:
@@ -118,14 +121,17 @@ def _parse(arguments: Sequence[str]) -> _Options:
         known[name] = value
     if len(arguments) % 2:
         raise ValueError(f"option without a value: {arguments[-1]}")
-    zygote, groups = known["--zygote-fd"], known["--group-fds"]
     return _Options(
-        int(known["--envd-fd"]),
-        int(known["--interpreter-fd"]),
+        _listener(known["--envd-fd"], known["--envd-port"]),
+        _listener(known["--interpreter-fd"], known["--interpreter-port"]),
         known["--kernels"],
-        int(zygote) if zygote else None,
-        [int(number) for number in groups.split(",") if number],
+        _zygote(known["--zygote-fd"], known["--group-fds"]),
     )
+
+
+def _listener(descriptor: str, port: str) -> socket.socket:
+    """The socket that a service listens on: inherited, or where a port is named, made here."""
+    return listen_on(int(port)) if port else _inherited(int(descriptor))
 
 
 def _inherited(descriptor: int) -> socket.socket:
@@ -139,29 +145,29 @@ def _inherited(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-def _zygote(options: _Options) -> Zygote | None:
-    if options.zygote_fd is None:
+def _zygote(descriptor: str, groups: str) -> Zygote | None:
+    if not descriptor:
         return None
-    for group in options.group_fds:
+    numbers = [int(number) for number in groups.split(",") if number]
+    for group in numbers:
         # SAFETY: no program of the sandbox may put itself or others into a group.
         os.set_inheritable(group, False)
-    return Zygote(_inherited(options.zygote_fd), options.group_fds)
+    return Zygote(_inherited(int(descriptor)), numbers)
 
 
-async def _serve(
-    envd: socket.socket, interpreter: socket.socket, kernels_path: str, zygote: Zygote | None
-) -> None:
-    sandbox = Sandbox(zygote=zygote)
+async def _serve(options: _Options) -> None:
+    sandbox = Sandbox(zygote=options.zygote)
     logging.getLogger().addHandler(ActivityHandler(sandbox.activity))
     reaper = Reaper()
     reaper.install()
     _take_signals()
-    kernels = InterpreterService(sandbox, reaper, kernels_path)
+    kernels = InterpreterService(sandbox, reaper, options.kernels_path)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_keep_up(kernels))
-        tasks.create_task(HttpServer().serve(interpreter, open_to_browsers(kernels.handle)))
-        tasks.create_task(HttpServer().serve(envd, open_to_browsers(envd_handler(sandbox, reaper, tasks))))
-        if os.getpid() == 1:
+        tasks.create_task(HttpServer().serve(options.interpreter, open_to_browsers(kernels.handle)))
+        envd = envd_handler(sandbox, reaper, tasks)
+        tasks.create_task(HttpServer().serve(options.envd, open_to_browsers(envd)))
+        if os.getpid() == 1 and options.interpreter.family == socket.AF_UNIX:
             tasks.create_task(_tell_health_inside())
 
 

@@ -153,6 +153,23 @@ def open_to_browsers(handler: Handler) -> Handler:
     return handle
 
 
+def listen_on(port: int) -> socket.socket:
+    """A socket for `HttpServer.serve` on a TCP port of every IPv4 address of this network, close-on-exec.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    # The protocol is named: by it asyncio knows TCP, and has the connections send a small answer at once.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 class HttpServer:
     """Serves one handler on listening sockets."""
 
