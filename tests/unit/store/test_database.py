@@ -13,11 +13,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, insert, select, text
 
 from cloche_server.config import Config
-from cloche_server.store.schema import VERSION, metadata, sandboxes, teams
+from cloche_server.store.schema import VERSION, events, metadata, sandboxes, teams
 from cloche_server.store.session import MIGRATIONS
 from cloche_server.store.store import Store
 from cloche_wire.errors import Unavailable
 
+NEW_OF_SANDBOXES = ("snapshot_id", "parent_id", "pause_mode", "run")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -48,9 +49,40 @@ def test_a_sandbox_of_the_first_tables_has_asked_for_nothing_new(config: Config,
             )
         )
         columns = (sandboxes.c.network, sandboxes.c.lifecycle, sandboxes.c.volume_mounts)
-        return dict(connection.execute(select(*columns)).mappings().one())
+        made_of = (sandboxes.c.snapshot_id, sandboxes.c.parent_id, sandboxes.c.pause_mode, sandboxes.c.run)
+        return dict(connection.execute(select(*columns, *made_of)).mappings().one())
 
-    assert store.database.write_now(insert_old) == {"network": {}, "lifecycle": {}, "volume_mounts": []}
+    assert store.database.write_now(insert_old) == {
+        "network": {},
+        "lifecycle": {},
+        "volume_mounts": [],
+        "snapshot_id": None,
+        "parent_id": None,
+        "pause_mode": "full",
+        "run": 1,
+    }
+
+
+def test_a_database_of_the_version_before_is_brought_up_with_its_rows(store: Store) -> None:
+    def go_back(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO teams VALUES ('t', 't', '2026-01-01 00:00:00')"))
+        connection.execute(
+            text(
+                "INSERT INTO events"
+                " (id, team_id, sandbox_id, template_id, build_id, kind, details, happened_at)"
+                " VALUES ('e', 't', 'i1', 'x', 'b', 'created', '{}', '2026-01-01 00:00:00')"
+            )
+        )
+        for table in ("pauses", "snapshots"):
+            connection.execute(text(f"DROP TABLE {table}"))
+        for table, column in [("events", "run"), *(("sandboxes", name) for name in NEW_OF_SANDBOXES)]:
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+
+    store.database.write_now(go_back)
+    store.database.migrate()
+    assert store.database.read_now(lambda c: c.execute(select(events.c.run)).scalar_one()) == 1
+    assert store.database.read_now(count_teams) == 1
 
 
 def test_a_database_of_a_later_version_is_refused(config: Config, store: Store) -> None:

@@ -13,6 +13,7 @@ TeamId = NewType("TeamId", str)
 TemplateId = NewType("TemplateId", str)
 BuildId = NewType("BuildId", str)
 VolumeId = NewType("VolumeId", str)
+SnapshotId = NewType("SnapshotId", str)
 
 API_KEY_PREFIX = "e2b_"
 """How API keys begin: older clients check it."""
@@ -48,6 +49,11 @@ def new_volume_id() -> VolumeId:
 def is_volume_id(text: str) -> bool:
     """Whether the text may stand in a path as a volume id."""
     return _VOLUME_ID.match(text) is not None
+
+
+def new_snapshot_id() -> SnapshotId:
+    """Return `s` and 20 of [a-z0-9]: one longer than the id of a template, in whose place it may stand."""
+    return SnapshotId("s" + _random(20))
 
 
 def new_volume_token() -> str:

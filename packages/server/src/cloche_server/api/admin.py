@@ -7,6 +7,7 @@ from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.routing import Call, Route, reply
 from cloche_server.ids import SandboxId, TeamId
+from cloche_server.store.sandboxes import PAUSED, RUNNING
 from cloche_wire.errors import ClocheError, SandboxNotFound
 
 log = structlog.get_logger()
@@ -27,15 +28,15 @@ class AdminEndpoints:
         ]
 
     async def kill_all(self, call: Call) -> Response:
-        """`POST /admin/teams/{team}/sandboxes/kill`: end everything a team runs, one after the other."""
+        """`POST /admin/teams/{team}/sandboxes/kill`: end all a team has, one after the other."""
         team = TeamId(call.params["team"])
-        running = (await self._control.store.sandboxes.running_by_team()).get(team, [])
-        killed = [sandbox for sandbox in running if await self._kill(team, sandbox)]
-        return reply(200, shapes.Killed(len(killed), len(running) - len(killed)))
+        there = (await self._control.store.sandboxes.by_team((*RUNNING, *PAUSED))).get(team, ())
+        killed = [sandbox for sandbox in there if await self._kill(team, sandbox)]
+        return reply(200, shapes.Killed(len(killed), len(there) - len(killed)))
 
     async def counts(self, _: Call) -> Response:
         """`GET /admin/sandboxes/running-counts`: by team."""
-        found = await self._control.store.sandboxes.running_by_team()
+        found = await self._control.store.sandboxes.by_team(RUNNING)
         return reply(200, {team: len(sandboxes) for team, sandboxes in found.items()})
 
     async def _kill(self, team: TeamId, sandbox: SandboxId) -> bool:

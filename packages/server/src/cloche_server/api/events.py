@@ -17,7 +17,7 @@ TYPE_PREFIX = "sandbox.lifecycle."
 KINDS = frozenset({"created", "updated", "killed", "paused", "resumed", "snapshotted"})
 """Those that clients know of. Only what has happened is ever found."""
 _EXECUTIONS = uuid.UUID("2d0d5b5e-8f0c-4c52-9d6b-5d4c8a1c7a10")
-"""Name space of execution ids: a sandbox that is never paused runs exactly once."""
+"""Name space of execution ids: each run of a sandbox has its own."""
 
 
 class EventEndpoints:
@@ -67,7 +67,7 @@ def _shown(event: Event) -> shapes.LifecycleEvent:
         TYPE_PREFIX + event.kind,
         event.details or None,
         event.build_id,
-        str(uuid.uuid5(_EXECUTIONS, event.sandbox_id)),
+        str(uuid.uuid5(_EXECUTIONS, f"{event.sandbox_id}/{event.run}")),
         event.sandbox_id,
         event.team_id,
         event.template_id,

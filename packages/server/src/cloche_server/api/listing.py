@@ -57,7 +57,7 @@ class ListingEndpoints:
             except TemplateNotFound:
                 return nothing
             listing = msgspec.structs.replace(listing, template_id=template.id)
-        records = await self._control.store.sandboxes.list_running(call.caller.team_id, listing)
+        records = await self._control.store.sandboxes.list(call.caller.team_id, listing)
         page = records[:limit]
         headers = {TOTAL_HEADER: str(running)}
         if len(records) > limit:
@@ -68,7 +68,7 @@ class ListingEndpoints:
         """All running sandboxes at once."""
         query: QueryParams = call.request.query_params
         listing = Listing(metadata=parse_metadata(query.get("metadata", "")))
-        records = await self._control.store.sandboxes.list_running(call.caller.team_id, listing)
+        records = await self._control.store.sandboxes.list(call.caller.team_id, listing)
         return reply(200, [listed_sandbox(record) for record in records])
 
 
@@ -106,7 +106,7 @@ def parse_metadata(text: str) -> dict[str, str]:
 
 def encode_cursor(cursor: Cursor) -> str:
     """Return the opaque token of a place in a listing."""
-    return base64.urlsafe_b64encode(f"{cursor.started_at.isoformat()} {cursor.sandbox_id}".encode()).decode()
+    return base64.urlsafe_b64encode(f"{cursor.at.isoformat()} {cursor.id}".encode()).decode()
 
 
 def decode_cursor(token: str) -> Cursor:
@@ -116,11 +116,11 @@ def decode_cursor(token: str) -> Cursor:
         InvalidArgument: None of ours.
     """
     try:
-        started_at, _, sandbox_id = base64.urlsafe_b64decode(token).decode().partition(" ")
-        moment = datetime.fromisoformat(started_at).astimezone(UTC)
+        at, _, last_id = base64.urlsafe_b64decode(token).decode().partition(" ")
+        moment = datetime.fromisoformat(at).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidArgument("nextToken is not one of ours") from error
-    return Cursor(moment, sandbox_id)
+    return Cursor(moment, last_id)
 
 
 def _parse_time(text: str) -> datetime:

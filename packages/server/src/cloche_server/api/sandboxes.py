@@ -85,7 +85,7 @@ class SandboxEndpoints:
         with self._control.creations.hold(record.id):
             try:
                 reservation = await self._control.store.sandboxes.reserve(
-                    record, claim, max_alive=self._limits.max_sandboxes
+                    record, claim, max_running=self._limits.max_sandboxes
                 )
                 if reservation.is_new:
                     ready = None

@@ -12,18 +12,19 @@ from cloche_server.ids import TeamId
 from cloche_server.store.schema import events
 from cloche_server.store.session import Database
 
-Kind = Literal["created", "updated", "killed"]
+Kind = Literal["created", "updated", "killed", "paused", "resumed", "snapshotted"]
 UPDATES_STEP = timedelta(minutes=1)
 """Moves of one sandbox's end that follow each other faster are one event: a terminal moves it every 5 s."""
 
 
 class Subject(NamedTuple):
-    """The sandbox something happens to."""
+    """The sandbox something happens to, in one of its runs."""
 
     team_id: str
     sandbox_id: str
     template_id: str
     build_id: str
+    run: int
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -37,6 +38,8 @@ class Event(msgspec.Struct, frozen=True):
     kind: Kind
     details: dict[str, Any]
     happened_at: datetime
+    run: int
+    """Counted from 1: each resume begins another."""
 
 
 class EventQuery(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, select, true
 
 from cloche_server.store.events import forget_events
 from cloche_server.store.sandboxes import ALIVE, State, end_rows
-from cloche_server.store.schema import sandboxes
+from cloche_server.store.schema import pauses, sandboxes
 from cloche_server.store.session import Database
 
 ENDED_ROWS_LIFE = timedelta(days=7)
@@ -65,6 +65,7 @@ class Liveness:
         def work(connection: Connection) -> None:
             old = sandboxes.c.ended_at < now - ENDED_ROWS_LIFE
             connection.execute(delete(sandboxes).where(sandboxes.c.state == "ended", old))
+            connection.execute(delete(pauses).where(pauses.c.sandbox_id.not_in(select(sandboxes.c.id))))
             forget_events(connection, now - ENDED_ROWS_LIFE)
 
         await self._database.write(work)

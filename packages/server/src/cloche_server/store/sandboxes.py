@@ -21,14 +21,20 @@ from sqlalchemy import (
 
 from cloche_server.ids import BuildId, SandboxId, TeamId, TemplateId
 from cloche_server.store.events import Subject, note_event, note_update
-from cloche_server.store.schema import idempotency, sandboxes
+from cloche_server.store.schema import idempotency, pauses, sandboxes
 from cloche_server.store.session import Database
 from cloche_server.store.templates import count_spawn
 from cloche_wire.errors import Conflict, ResourceExhausted
 
-State = Literal["creating", "running", "ended"]
+State = Literal["creating", "running", "paused", "resuming", "ended"]
+"""Nobody is shown `creating`; `resuming` is shown as `paused`, and whoever died in it left a paused one."""
 Order = Literal["asc", "desc"]
-ALIVE: tuple[State, ...] = ("creating", "running")
+PauseMode = Literal["full", "filesystem"]
+RUNNING: tuple[State, ...] = ("running",)
+PAUSED: tuple[State, ...] = ("paused", "resuming")
+COUNTED: tuple[State, ...] = ("creating", "running", "resuming")
+"""Those that take a place of the limit."""
+ALIVE: tuple[State, ...] = ("creating", *RUNNING, *PAUSED)
 IDEMPOTENCY_LIFE = timedelta(hours=24)
 
 
@@ -61,6 +67,24 @@ class SandboxRecord(msgspec.Struct, frozen=True):
     """What is to happen at the end of its time, in the spelling of the wire."""
     volume_mounts: list[dict[str, str]] = []
     """`name` and `path` of each."""
+    snapshot_id: str | None = None
+    """The snapshot it was made of."""
+    parent_id: str | None = None
+    """The sandbox it is a fork of, or that its snapshot was taken of."""
+    pause_mode: PauseMode = "full"
+    """How it was paused the last time."""
+    run: int = 1
+    """Each resume begins another."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is there and does not run."""
+        return self.state in PAUSED
+
+    @property
+    def timeout_pause_mode(self) -> PauseMode:
+        """What its time-out keeps when it pauses it."""
+        return self.lifecycle.get("pauseMode", "full")
 
 
 class IdempotencyClaim(NamedTuple):
@@ -80,17 +104,19 @@ class Reservation(NamedTuple):
 class Cursor(NamedTuple):
     """Where a page of a listing ends."""
 
-    started_at: datetime
-    sandbox_id: str
+    at: datetime
+    id: str
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """Which running sandboxes a caller wants to see."""
+    """Which sandboxes a caller wants to see."""
 
+    states: tuple[State, ...] = RUNNING
     metadata: Mapping[str, str] = {}
     order: Order = "desc"
     started_after: datetime | None = None
     template_id: str | None = None
+    snapshot_id: str | None = None
     after: Cursor | None = None
     limit: int | None = None
 
@@ -103,27 +129,19 @@ class Sandboxes:
         self._database = database
 
     async def reserve(
-        self, record: SandboxRecord, claim: IdempotencyClaim | None, *, max_alive: int
+        self, record: SandboxRecord, claim: IdempotencyClaim | None, *, max_running: int
     ) -> Reservation:
         """Write the row `creating` before any node is asked.
 
         Raises:
             Conflict: The idempotency key was used with another request.
-            ResourceExhausted: `max_alive` sandboxes are alive already.
+            ResourceExhausted: `max_running` sandboxes run already.
         """
 
         def work(connection: Connection) -> Reservation:
             if claim is not None and (earlier := _claimed(connection, record, claim)) is not None:
                 return Reservation(earlier, is_new=False)
-            # The limit is the machine's, not a team's: it counts over all teams and shows none of them.
-            alive = connection.execute(
-                select(func.count()).select_from(sandboxes).where(sandboxes.c.state.in_(ALIVE))
-            ).scalar_one()
-            if alive >= max_alive:
-                raise ResourceExhausted(
-                    f"limit of sandboxes alive at once reached: current {alive}, maximum {max_alive}",
-                    hint="kill some, wait for one to end, or raise limits.max_sandboxes",
-                )
+            check_room(connection, max_running)
             connection.execute(insert(sandboxes).values(msgspec.structs.asdict(record)))
             if claim is not None:
                 connection.execute(
@@ -148,7 +166,7 @@ class Sandboxes:
             row = (
                 connection.execute(
                     update(sandboxes)
-                    .where(_is(team, sandbox), sandboxes.c.state == "creating")
+                    .where(is_sandbox(team, sandbox), sandboxes.c.state == "creating")
                     .values(state="running", started_at=started_at, end_at=end_at, isolation=isolation)
                     .returning(sandboxes)
                 )
@@ -160,7 +178,7 @@ class Sandboxes:
             record = SandboxRecord(**row)
             count_spawn(connection, team, record.template_id, started_at)
             asked = {"sandbox_metadata": record.metadata} if record.metadata else {}
-            note_event(connection, _subject(row), "created", asked, started_at)
+            note_event(connection, subject_of(row), "created", asked, started_at)
             return record
 
         return await self._database.write(work)
@@ -169,18 +187,26 @@ class Sandboxes:
         """The team's sandbox in whatever state."""
 
         def work(connection: Connection) -> SandboxRecord | None:
-            row = connection.execute(select(sandboxes).where(_is(team, sandbox))).mappings().one_or_none()
+            row = (
+                connection.execute(select(sandboxes).where(is_sandbox(team, sandbox)))
+                .mappings()
+                .one_or_none()
+            )
             return None if row is None else SandboxRecord(**row)
 
         return await self._database.read(work)
 
-    async def list_running(self, team: TeamId, listing: Listing) -> Sequence[SandboxRecord]:
-        """The team's running sandboxes that the listing asks for."""
+    async def list(self, team: TeamId, listing: Listing) -> Sequence[SandboxRecord]:
+        """The team's sandboxes that the listing asks for."""
 
         def work(connection: Connection) -> Sequence[SandboxRecord]:
             time, key = sandboxes.c.started_at, sandboxes.c.id
             order = (time.desc(), key.desc()) if listing.order == "desc" else (time, key)
-            conditions = [sandboxes.c.team_id == team, sandboxes.c.state == "running", *_conditions(listing)]
+            conditions = [
+                sandboxes.c.team_id == team,
+                sandboxes.c.state.in_(listing.states),
+                *_conditions(listing),
+            ]
             rows = connection.execute(
                 select(sandboxes).where(and_(*conditions)).order_by(*order).limit(listing.limit)
             ).mappings()
@@ -198,15 +224,15 @@ class Sandboxes:
 
         return await self._database.read(work)
 
-    async def running_by_team(self) -> dict[TeamId, list[SandboxId]]:
-        """What runs, by team; teams that run nothing are left out."""
+    async def by_team(self, states: tuple[State, ...]) -> dict[TeamId, Sequence[SandboxId]]:
+        """What is in these states, by team; teams that have none are left out."""
 
-        def work(connection: Connection) -> dict[TeamId, list[SandboxId]]:
+        def work(connection: Connection) -> dict[TeamId, Sequence[SandboxId]]:
             found: dict[TeamId, list[SandboxId]] = {}
-            wanted = select(sandboxes.c.team_id, sandboxes.c.id).where(sandboxes.c.state == "running")
+            wanted = select(sandboxes.c.team_id, sandboxes.c.id).where(sandboxes.c.state.in_(states))
             for row in connection.execute(wanted):
                 found.setdefault(TeamId(row.team_id), []).append(SandboxId(row.id))
-            return found
+            return {**found}
 
         return await self._database.read(work)
 
@@ -226,12 +252,12 @@ class Sandboxes:
 
         def work(connection: Connection) -> SandboxRecord | None:
             before = connection.execute(
-                select(sandboxes.c.end_at).where(_is(team, sandbox))
+                select(sandboxes.c.end_at).where(is_sandbox(team, sandbox))
             ).scalar_one_or_none()
             row = (
                 connection.execute(
                     update(sandboxes)
-                    .where(_is(team, sandbox), sandboxes.c.state == "running")
+                    .where(is_sandbox(team, sandbox), sandboxes.c.state == "running")
                     .values(end_at=end_at)
                     .returning(sandboxes)
                 )
@@ -239,7 +265,7 @@ class Sandboxes:
                 .one_or_none()
             )
             if row is not None and before != end_at:
-                note_update(connection, _subject(row), {"set_timeout": end_at.isoformat()}, now)
+                note_update(connection, subject_of(row), {"set_timeout": end_at.isoformat()}, now)
             return None if row is None else SandboxRecord(**row)
 
         return await self._database.write(work)
@@ -252,7 +278,7 @@ class Sandboxes:
         def work(connection: Connection) -> None:
             connection.execute(
                 update(sandboxes)
-                .where(_is(team, sandbox))
+                .where(is_sandbox(team, sandbox))
                 .values(network=network, allow_internet=allow_internet)
             )
 
@@ -262,9 +288,26 @@ class Sandboxes:
         """Alive → ended. False when it had ended before."""
 
         def work(connection: Connection) -> bool:
-            return end_rows(connection, _is(team, sandbox), reason, at) == 1
+            return end_rows(connection, is_sandbox(team, sandbox), reason, at) == 1
 
         return await self._database.write(work)
+
+
+def check_room(connection: Connection, max_running: int) -> None:
+    """Refuse, inside a transaction, one more sandbox that runs.
+
+    The limit is the machine's, not a team's: it counts over all teams and shows none of them.
+
+    Raises:
+        ResourceExhausted: `max_running` run already, or are about to.
+    """
+    counted = select(func.count()).select_from(sandboxes).where(sandboxes.c.state.in_(COUNTED))
+    current = connection.execute(counted).scalar_one()
+    if current >= max_running:
+        raise ResourceExhausted(
+            f"limit of sandboxes that run at once reached: current {current}, maximum {max_running}",
+            hint="kill or pause some, wait for one to end, or raise limits.max_sandboxes",
+        )
 
 
 def end_rows(connection: Connection, which: ColumnElement[bool], reason: str, at: datetime) -> int:
@@ -283,26 +326,33 @@ def end_rows(connection: Connection, which: ColumnElement[bool], reason: str, at
     ended = [*rows]
     for row in ended:
         if row["isolation"]:  # it ran
-            note_event(connection, _subject(row), "killed", _life(row), at)
+            details = {"reason": row["end_reason"], "execution": execution_of(connection, row, at)}
+            note_event(connection, subject_of(row), "killed", details, at)
     return len(ended)
 
 
-def _subject(row: RowMapping) -> Subject:
-    return Subject(row["team_id"], row["id"], row["template_id"], row["build_id"])
+def subject_of(row: RowMapping) -> Subject:
+    """Return whom an event about this row is about."""
+    return Subject(row["team_id"], row["id"], row["template_id"], row["build_id"], row["run"])
 
 
-def _life(row: RowMapping) -> dict[str, Any]:
-    lived_s = max((row["ended_at"] - row["started_at"]).total_seconds(), 0.0)
-    execution = {
-        "started_at": row["started_at"].isoformat(),
+def execution_of(connection: Connection, row: RowMapping, until: datetime) -> dict[str, Any]:
+    """Return what events tell of a sandbox's run, which has lasted until then or until its pause."""
+    mine = select(pauses.c.paused_at, pauses.c.resumed_at).where(pauses.c.sandbox_id == row["id"])
+    before = connection.execute(mine.where(pauses.c.run == row["run"] - 1)).one_or_none()
+    own = connection.execute(mine.where(pauses.c.run == row["run"])).one_or_none()
+    began = row["started_at"] if before is None else before.resumed_at
+    ended = until if own is None else own.paused_at
+    return {
+        "started_at": began.isoformat(),
         "vcpu_count": row["cpu_count"],
         "memory_mb": row["memory_mib"],
-        "execution_time": round(1000 * lived_s),
+        "execution_time": round(1000 * max((ended - began).total_seconds(), 0.0)),
     }
-    return {"reason": row["end_reason"], "execution": execution}
 
 
-def _is(team: TeamId, sandbox: SandboxId) -> ColumnElement[bool]:
+def is_sandbox(team: TeamId, sandbox: SandboxId) -> ColumnElement[bool]:
+    """Return the condition for one sandbox of one team."""
     return and_(sandboxes.c.team_id == team, sandboxes.c.id == sandbox)
 
 
@@ -319,7 +369,7 @@ def _claimed(connection: Connection, record: SandboxRecord, claim: IdempotencyCl
             "idempotency key was used with another request", hint="use a new key for a new request"
         )
     earlier = connection.execute(
-        select(sandboxes).where(_is(record.team_id, SandboxId(str(row["sandbox_id"]))))
+        select(sandboxes).where(is_sandbox(record.team_id, SandboxId(str(row["sandbox_id"]))))
     ).mappings()
     return SandboxRecord(**earlier.one())
 
@@ -330,12 +380,13 @@ def _conditions(listing: Listing) -> list[ColumnElement[bool]]:
         found.append(sandboxes.c.started_at >= listing.started_after)
     if listing.template_id is not None:
         found.append(sandboxes.c.template_id == listing.template_id)
+    if listing.snapshot_id is not None:
+        found.append(sandboxes.c.snapshot_id == listing.snapshot_id)
     for key, value in listing.metadata.items():
         # Key and value are bound, not part of a JSON path: any character may stand in them.
         pairs = func.json_each(sandboxes.c.metadata).table_valued("key", "value")
         found.append(select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists())
     if listing.after is not None:
         place = tuple_(sandboxes.c.started_at, sandboxes.c.id)
-        cursor = (listing.after.started_at, listing.after.sandbox_id)
-        found.append(place < cursor if listing.order == "desc" else place > cursor)
+        found.append(place < listing.after if listing.order == "desc" else place > listing.after)
     return found

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0003"
+VERSION = "0004"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -118,8 +118,50 @@ sandboxes = Table(
     Column("network", JSON, nullable=False, server_default="{}"),
     Column("lifecycle", JSON, nullable=False, server_default="{}"),
     Column("volume_mounts", JSON, nullable=False, server_default="[]"),
+    # What it was made from, and how it was paused the last time.
+    Column("snapshot_id", Text),
+    Column("parent_id", Text),
+    Column("pause_mode", Text, nullable=False, server_default="full"),
+    # Each pause ends a run, each resume begins another.
+    Column("run", Integer, nullable=False, server_default="1"),
     Index("ix_sandboxes_team_started", "team_id", "state", "started_at", "id"),
     Index("ix_sandboxes_state", "state"),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("sandbox_id", Text, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("team_id", Text, nullable=False),
+    Column("paused_at", UtcDateTime, nullable=False),
+    # None as long as it lasts, and for ever in a sandbox that ended while paused.
+    Column("resumed_at", UtcDateTime),
+    PrimaryKeyConstraint("sandbox_id", "run", name="pk_pauses"),
+    Index("ix_pauses_team", "team_id"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id", name="fk_snapshots_team_id"), nullable=False),
+    # With its tag.
+    Column("name", Text),
+    Column("sandbox_id", Text, nullable=False),
+    Column("template_id", Text, nullable=False),
+    Column("build_id", Text, nullable=False),
+    Column("alias", Text, nullable=False),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("isolation", Text, nullable=False),
+    Column("has_memory", Boolean, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("is_temporary", Boolean, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_snapshots_team_created", "team_id", "state", "created_at", "id"),
 )
 
 idempotency = Table(
@@ -145,6 +187,7 @@ events = Table(
     Column("kind", Text, nullable=False),
     Column("details", JSON, nullable=False),
     Column("happened_at", UtcDateTime, nullable=False),
+    Column("run", Integer, nullable=False, server_default="1"),
     Index("ix_events_team", "team_id", "happened_at", "id"),
     Index("ix_events_sandbox", "sandbox_id", "happened_at", "id"),
     Index("ix_events_happened_at", "happened_at"),

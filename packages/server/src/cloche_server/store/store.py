@@ -6,8 +6,10 @@ from typing import NamedTuple, Self
 from cloche_server.store.events import Events
 from cloche_server.store.keys import Keys
 from cloche_server.store.liveness import Liveness
+from cloche_server.store.pausing import Pausing
 from cloche_server.store.sandboxes import Sandboxes
 from cloche_server.store.session import Database, prepare_file
+from cloche_server.store.snapshots import Snapshots
 from cloche_server.store.team_load import TeamLoad
 from cloche_server.store.templates import Templates
 from cloche_server.store.volumes import Volumes
@@ -20,6 +22,8 @@ class Store(NamedTuple):
     keys: Keys
     templates: Templates
     sandboxes: Sandboxes
+    pausing: Pausing
+    snapshots: Snapshots
     volumes: Volumes
     liveness: Liveness
     events: Events
@@ -44,6 +48,8 @@ class Store(NamedTuple):
             Keys(database),
             Templates(database),
             Sandboxes(database),
+            Pausing(database),
+            Snapshots(database),
             Volumes(database),
             Liveness(database),
             Events(database),

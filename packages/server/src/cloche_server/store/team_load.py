@@ -1,4 +1,4 @@
-"""How many sandboxes of a team lived at once and how fast they were made, worked out from their rows."""
+"""How many sandboxes of a team ran at once and how fast they were made, worked out from their rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,23 +8,31 @@ from sqlalchemy import Connection, text
 from cloche_server.ids import TeamId
 from cloche_server.store.session import Database
 
-# One row per start and per end, in order of time with starts first; the running sum is how many live. What
-# lies before the range falls into step -1.
+# One row per start, pause, resume and end, in order of time with what adds first; the running sum is how many
+# run. One that ends while paused was taken off at its pause. What lies before the range falls into step -1.
 _STEPS = text("""
 WITH changes AS (
-    SELECT CAST(strftime('%s', started_at) AS INTEGER) AS at_s, 1 AS change FROM sandboxes
+    SELECT CAST(strftime('%s', started_at) AS INTEGER) AS at_s, 1 AS change, 1 AS is_start FROM sandboxes
     WHERE team_id = :team AND isolation != '' AND started_at < datetime(:end_s + 1, 'unixepoch')
     UNION ALL
-    SELECT CAST(strftime('%s', ended_at) AS INTEGER), -1 FROM sandboxes
+    SELECT CAST(strftime('%s', paused_at) AS INTEGER), -1, 0 FROM pauses
+    WHERE team_id = :team AND paused_at < datetime(:end_s + 1, 'unixepoch')
+    UNION ALL
+    SELECT CAST(strftime('%s', resumed_at) AS INTEGER), 1, 0 FROM pauses
+    WHERE team_id = :team AND resumed_at < datetime(:end_s + 1, 'unixepoch')
+    UNION ALL
+    SELECT CAST(strftime('%s', ended_at) AS INTEGER), -1, 0 FROM sandboxes
     WHERE team_id = :team AND isolation != '' AND ended_at < datetime(:end_s + 1, 'unixepoch')
+    AND id NOT IN (SELECT sandbox_id FROM pauses WHERE team_id = :team AND resumed_at IS NULL)
 ), sums AS (
     SELECT
         CASE WHEN at_s < :start_s THEN -1 ELSE (at_s - :start_s) / :step_s END AS step,
         change,
+        is_start,
         SUM(change) OVER (ORDER BY at_s, change DESC ROWS UNBOUNDED PRECEDING) AS alive
     FROM changes
 )
-SELECT step, MAX(alive) AS most, SUM(change = 1) AS starts, SUM(change) AS growth
+SELECT step, MAX(alive) AS most, SUM(is_start) AS starts, SUM(change) AS growth
 FROM sums GROUP BY step ORDER BY step
 """)
 
@@ -43,7 +51,7 @@ class LoadPoint(NamedTuple):
 
     at_s: int
     concurrent: int
-    """The most that lived at once within the step."""
+    """The most that ran at once within the step."""
     starts_per_s: float
 
 
