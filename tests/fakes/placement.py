@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
+from typing import Literal
 
 import anyio
 import msgspec
@@ -15,15 +16,26 @@ from cloche_server.node.messages import (
     LogsQuery,
     MetricPoint,
     MetricsQuery,
+    PauseSandbox,
+    ResumeSandbox,
     SandboxEnded,
     SandboxMetrics,
     SandboxState,
     SetEgress,
     SetTimeout,
+    SnapshotTaken,
+    TakeSnapshot,
 )
 from cloche_server.placement.base import LinkUp
 from cloche_server.placement.ready import ReadyBoard
-from cloche_wire.errors import ClocheError, Conflict, SandboxNotFound, Unavailable
+from cloche_wire.errors import (
+    ClocheError,
+    Conflict,
+    SandboxNotFound,
+    SnapshotNotFound,
+    Unavailable,
+    UnsupportedOption,
+)
 
 
 class FakePlacement:
@@ -50,11 +62,26 @@ class FakePlacement:
         """`create` waits for it."""
         self.asked = anyio.Event()
         """Set when `create` is called."""
+        self.can_keep = True
+        """Whether its isolation can pause and copy sandboxes."""
+        self.fails_pause: ClocheError | None = None
+        """Raised by `pause` and `snapshot` while set."""
+        self.fails_resume: ClocheError | None = None
+        """Raised by `resume` while set."""
+        self.fails_after_act: ClocheError | None = None
+        """Raised by `pause`, `resume` and `snapshot` when all is done: the link broke before the answer."""
+        self.paused: list[PauseSandbox] = []
+        self.resumed: list[ResumeSandbox] = []
+        self.snapshots: dict[str, TakeSnapshot] = {}
+        self.act_gate: anyio.Event | None = None
+        """`pause`, `resume` and `snapshot` wait for it before they do anything."""
+        self.act_asked = anyio.Event()
+        """Set when one of them is called."""
         self.points: list[MetricPoint] = []
         """What every sandbox has used."""
         self.logged: dict[str, list[LogEntry]] = {}
         """What has happened in each sandbox."""
-        self._events: list[SandboxEnded] = []
+        self._events: list[SandboxEnded | SandboxState] = []
         self._wake = anyio.Event()
         self.idle = anyio.Event()
         """Set when a watcher has taken every event and waits for more."""
@@ -65,6 +92,10 @@ class FakePlacement:
         self.asked.set()
         if self.gate is not None:
             await self.gate.wait()
+        if sandbox.on_timeout == "pause" and not self.can_keep:
+            raise _unsupported()
+        if sandbox.snapshot_id is not None and sandbox.snapshot_id not in self.snapshots:
+            raise SnapshotNotFound(f"no such snapshot: {sandbox.snapshot_id}")
         now = self.clock.now()
         state = SandboxState(
             sandbox.sandbox_id,
@@ -89,8 +120,7 @@ class FakePlacement:
 
     async def set_timeout(self, timeout: SetTimeout) -> SandboxState:
         self._fail()
-        if (state := self.alive.get(timeout.sandbox_id)) is None:
-            raise SandboxNotFound(f"no such sandbox: {timeout.sandbox_id}")
+        state = self._find(timeout.sandbox_id, "running")
         end_at = self.clock.now() + timedelta(seconds=timeout.timeout_s)
         if timeout.only_extend:
             end_at = max(end_at, state.end_at)
@@ -112,10 +142,37 @@ class FakePlacement:
 
     async def set_egress(self, order: SetEgress) -> None:
         self._fail()
-        if (state := self.alive.get(order.sandbox_id)) is None:
-            raise SandboxNotFound(f"no such sandbox: {order.sandbox_id}")
+        state = self._find(order.sandbox_id, "running")
         self.egress.append(order)
         self.alive[order.sandbox_id] = msgspec.structs.replace(state, egress_digest=order.digest)
+
+    async def pause(self, order: PauseSandbox) -> None:
+        await self._enter(self.fails_pause)
+        state = self._find(order.sandbox_id, "running")
+        self.paused.append(order)
+        self.alive[order.sandbox_id] = msgspec.structs.replace(state, state="paused")
+        self._leave()
+
+    async def resume(self, order: ResumeSandbox) -> SandboxState:
+        await self._enter(self.fails_resume)
+        state = self._find(order.sandbox_id, "paused")
+        self.resumed.append(order)
+        end_at = self.clock.now() + timedelta(seconds=order.timeout_s)
+        resumed = msgspec.structs.replace(state, state="running", end_at=end_at)
+        self.alive[order.sandbox_id] = resumed
+        self._leave()
+        return resumed
+
+    async def snapshot(self, order: TakeSnapshot) -> SnapshotTaken:
+        await self._enter(self.fails_pause)
+        self._find(order.sandbox_id, "running")
+        self.snapshots[order.snapshot_id] = order
+        self._leave()
+        return SnapshotTaken(order.snapshot_id, 4096, 100)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        self._fail()
+        self.snapshots.pop(snapshot_id, None)
 
     async def list(self) -> Sequence[SandboxState]:
         self._fail()
@@ -135,7 +192,7 @@ class FakePlacement:
             raise SandboxNotFound(f"no such sandbox: {query.sandbox_id}")
         return [entry for entry in self.logged[query.sandbox_id] if entry.at_ms >= query.since_ms]
 
-    async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
+    async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded | SandboxState, None]:
         self._fail()
         yield LinkUp()
         while True:
@@ -148,10 +205,43 @@ class FakePlacement:
     def end(self, sandbox_id: str, reason: EndReason) -> None:
         """Let a sandbox end by itself, and tell the watcher."""
         del self.alive[sandbox_id]
-        self._events.append(SandboxEnded(sandbox_id, reason))
+        self._tell(SandboxEnded(sandbox_id, reason))
+
+    def turn(self, sandbox_id: str, to: Literal["running", "paused"]) -> None:
+        """Let a sandbox be paused by its time-out, or woken by traffic, and tell the watcher."""
+        self.alive[sandbox_id] = msgspec.structs.replace(self.alive[sandbox_id], state=to)
+        self._tell(self.alive[sandbox_id])
+
+    def _tell(self, event: SandboxEnded | SandboxState) -> None:
+        self._events.append(event)
         self.idle = anyio.Event()
         self._wake.set()
+
+    def _find(self, sandbox_id: str, wanted: Literal["running", "paused"]) -> SandboxState:
+        if (state := self.alive.get(sandbox_id)) is None:
+            raise SandboxNotFound(f"no such sandbox: {sandbox_id}")
+        if state.state != wanted:
+            raise Conflict(f"sandbox is {state.state}: {sandbox_id}")
+        return state
+
+    async def _enter(self, failure: ClocheError | None) -> None:
+        self._fail()
+        self.act_asked.set()
+        if self.act_gate is not None:
+            await self.act_gate.wait()
+        if failure is not None:
+            raise failure
+        if not self.can_keep:
+            raise _unsupported()
+
+    def _leave(self) -> None:
+        if self.fails_after_act is not None:
+            raise self.fails_after_act
 
     def _fail(self) -> None:
         if self.fails is not None:
             raise self.fails
+
+
+def _unsupported() -> UnsupportedOption:
+    return UnsupportedOption("isolation 'fake' cannot keep the memory of a sandbox", hint="'gvisor' can")

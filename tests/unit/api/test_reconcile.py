@@ -1,5 +1,7 @@
 """Rows and node are made to agree, whoever was killed in the middle of what."""
 
+from typing import Literal
+
 import anyio
 import httpx
 import pytest
@@ -9,6 +11,7 @@ from tests.fakes.placement import FakePlacement
 
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.reconcile import follow_node, reconcile
+from cloche_server.ids import SandboxId, TeamId
 from cloche_server.node.messages import SandboxState
 from cloche_server.store.schema import sandboxes
 from cloche_wire.errors import Unavailable
@@ -99,6 +102,63 @@ async def test_an_end_the_node_tells_of_is_written_down_at_once(
         await placement.idle.wait()
         assert await listed(client) == []
         tasks.cancel_scope.cancel()
+
+
+async def test_a_pause_and_a_wake_the_node_tells_of_are_written_down_at_once(
+    client: httpx.AsyncClient, control: ControlPlane, placement: FakePlacement
+) -> None:
+    made = await create(client)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follow_node, control)
+        for state in ("paused", "running"):
+            await placement.idle.wait()
+            placement.turn(made, state)
+            await placement.idle.wait()
+            assert dict(await control.store.liveness.alive()) == {made: state}
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_nodes_word_on_what_runs_is_written_where_the_row_says_otherwise(
+    client: httpx.AsyncClient, control: ControlPlane, placement: FakePlacement
+) -> None:
+    timed_out, woken = await create(client), await create(client)
+    placement.turn(timed_out, "paused")
+    await control.store.pausing.mark_paused(
+        TeamId(placement.alive[woken].team_id), SandboxId(woken), control.clock.now()
+    )
+    await reconcile(control)
+    assert dict(await control.store.liveness.alive()) == {timed_out: "paused", woken: "running"}
+
+
+@pytest.mark.parametrize("to", ["paused", "running"])
+async def test_a_resume_that_a_dead_api_began_ends_as_the_node_says(
+    client: httpx.AsyncClient,
+    control: ControlPlane,
+    placement: FakePlacement,
+    to: Literal["paused", "running"],
+) -> None:
+    made = await create(client)
+    team = TeamId(placement.alive[made].team_id)
+    await control.store.pausing.mark_paused(team, SandboxId(made), control.clock.now())
+    await control.store.pausing.begin_resume(team, SandboxId(made), max_running=9)
+    placement.turn(made, to)
+    await reconcile(control)
+    assert dict(await control.store.liveness.alive()) == {made: to}
+    kinds = [event["type"] for event in (await client.get("/events/sandboxes")).json()]
+    assert kinds.count("sandbox.lifecycle.resumed") == (to == "running")
+
+
+async def test_what_is_being_resumed_is_left_alone(
+    client: httpx.AsyncClient, control: ControlPlane, placement: FakePlacement
+) -> None:
+    made = await create(client)
+    team = TeamId(placement.alive[made].team_id)
+    await control.store.pausing.mark_paused(team, SandboxId(made), control.clock.now())
+    await control.store.pausing.begin_resume(team, SandboxId(made), max_running=9)
+    placement.turn(made, "paused")
+    with control.creations.hold(made):
+        await reconcile(control)
+    assert dict(await control.store.liveness.alive()) == {made: "resuming"}
 
 
 async def test_the_link_is_made_again_and_what_was_missed_is_caught_up(

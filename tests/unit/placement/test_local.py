@@ -1,4 +1,4 @@
-"""The five verbs over a link to a node that is played here."""
+"""The verbs over a link to a node that is played here."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -14,11 +14,16 @@ from cloche_server.link import Answer, Event
 from cloche_server.node.messages import (
     CreateSandbox,
     KillSandbox,
+    PauseSandbox,
+    RemoveSnapshot,
+    ResumeSandbox,
     SandboxEnded,
     SandboxReady,
     SandboxState,
     SandboxUnready,
     SetTimeout,
+    SnapshotTaken,
+    TakeSnapshot,
 )
 from cloche_server.placement import local
 from cloche_server.placement.base import LinkUp
@@ -30,6 +35,7 @@ pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STATE = SandboxState("iabc", "team", NOW, NOW, "container")
+PAUSED = msgspec.structs.replace(STATE, state="paused")
 ORDER = CreateSandbox("iabc", "team", "t", "b", 300, "token", env={"A": "ü"})
 
 
@@ -49,6 +55,18 @@ class PlayedNode:
             case "set_timeout":
                 self.asked.append(msgspec.json.decode(params, type=SetTimeout))
                 return Answer(STATE)
+            case "pause":
+                self.asked.append(msgspec.json.decode(params, type=PauseSandbox))
+                return Answer({})
+            case "resume":
+                self.asked.append(msgspec.json.decode(params, type=ResumeSandbox))
+                return Answer(STATE)
+            case "snapshot":
+                self.asked.append(msgspec.json.decode(params, type=TakeSnapshot))
+                return Answer(SnapshotTaken("s1", 4096, 100))
+            case "remove_snapshot":
+                self.asked.append(msgspec.json.decode(params, type=RemoveSnapshot))
+                return Answer({})
             case "watch":
                 return Answer([SandboxReady("ione", "team", "build", 2, 2048)], events=self._events())
             case _:
@@ -63,6 +81,8 @@ class PlayedNode:
     async def _events(self) -> AsyncIterator[Event]:
         yield Event("ready", SandboxReady("itwo", "team", "build", 2, 2048))
         yield Event("unready", SandboxUnready("ione"))
+        yield Event("paused", PAUSED)
+        yield Event("resumed", STATE)
         yield Event("ended", SandboxEnded("iabc", "timeout"))
         yield Event("of_a_later_version", {})
 
@@ -96,16 +116,34 @@ async def test_the_verbs_say_what_is_meant(placement: LocalPlacement, node: Play
     assert node.asked == [ORDER, SetTimeout("iabc", 5, only_extend=True), KillSandbox("iabc", "killed")]
 
 
+async def test_the_verbs_of_memory_say_what_is_meant(placement: LocalPlacement, node: PlayedNode) -> None:
+    await placement.pause(PauseSandbox("iabc", memory=False))
+    assert await placement.resume(ResumeSandbox("iabc", 60, memory=False)) == STATE
+    assert await placement.snapshot(TakeSnapshot("iabc", "s1")) == SnapshotTaken("s1", 4096, 100)
+    await placement.remove_snapshot("s1")
+    assert node.asked == [
+        PauseSandbox("iabc", memory=False),
+        ResumeSandbox("iabc", 60, memory=False),
+        TakeSnapshot("iabc", "s1"),
+        RemoveSnapshot("s1"),
+    ]
+
+
 async def test_an_error_of_the_node_arrives_as_itself(placement: LocalPlacement, node: PlayedNode) -> None:
     with pytest.raises(SandboxNotFound, match="iother"):
         await placement.kill("iother", "killed")
 
 
-async def test_a_watch_comes_up_then_tells_of_ends_then_is_over(
+async def test_a_watch_comes_up_then_tells_of_pauses_and_ends_then_is_over(
     placement: LocalPlacement, node: PlayedNode
 ) -> None:
     async with aclosing(placement.watch()) as events:
-        assert [event async for event in events] == [LinkUp(), SandboxEnded("iabc", "timeout")]
+        assert [event async for event in events] == [
+            LinkUp(),
+            PAUSED,
+            STATE,
+            SandboxEnded("iabc", "timeout"),
+        ]
 
 
 async def test_a_watch_keeps_the_board_of_what_is_ready_until_the_link_is_lost(
@@ -113,7 +151,7 @@ async def test_a_watch_keeps_the_board_of_what_is_ready_until_the_link_is_lost(
 ) -> None:
     async with aclosing(placement.watch()) as events:
         assert await anext(events) == LinkUp()
-        assert await anext(events) == SandboxEnded("iabc", "timeout")
+        assert await anext(events) == PAUSED  # of after the two that changed the board
         offer = placement.ready.take("team", "build", 2, 2048)
         assert offer is not None
         assert offer.sandbox_id == "itwo"

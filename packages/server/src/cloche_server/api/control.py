@@ -15,7 +15,7 @@ from cloche_server.store.store import Store
 
 
 class Creations:
-    """Sandboxes and volumes this process is making, or volumes it removes.
+    """What this process is making, removing, pausing or resuming: sandboxes, snapshots, volumes.
 
     A row that says so and is not here was left by a dead api.
     """

@@ -1,8 +1,8 @@
 """Keeping rows true to what lives: the node's word on liveness, the store's on ownership.
 
-Ends come as events and are written at once. Since events may be lost, and since either side may have been
-killed in the middle of anything, everything is also compared: whenever the link to the node comes up, and
-every few seconds.
+Ends, pauses and resumes come as events and are written at once. Since events may be lost, and since either
+side may have been killed in the middle of anything, everything is also compared: whenever the link to the
+node comes up, and every few seconds.
 """
 
 import contextlib
@@ -13,10 +13,12 @@ import structlog
 
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.network_options import egress_of
+from cloche_server.api.node_word import write_word
 from cloche_server.api.volumes import finish_volumes
-from cloche_server.node.messages import SandboxEnded, SetEgress
+from cloche_server.node.messages import SandboxEnded, SandboxState, SetEgress
 from cloche_server.placement.base import LinkUp
 from cloche_server.store.liveness import ShownEgress
+from cloche_server.store.sandboxes import PAUSED, RUNNING
 from cloche_wire.errors import ClocheError, SandboxNotFound
 
 COMPARE_EVERY_S = 4.0
@@ -30,8 +32,8 @@ log = structlog.get_logger()
 async def reconcile(control: ControlPlane) -> None:
     """Make rows and node agree once.
 
-    The order of the three questions matters: a row read as running before the node was asked has to be in
-    its answer, and a sandbox in the answer has to have a row afterwards.
+    The order of the three questions matters: a row read as running or paused before the node was asked has to
+    be in its answer, and a sandbox in the answer has to have a row afterwards.
 
     Raises:
         Unavailable: The node or the database does not answer; nothing is concluded from that.
@@ -40,15 +42,23 @@ async def reconcile(control: ControlPlane) -> None:
     before = await control.store.liveness.alive()
     unmade = {sandbox for sandbox, state in before.items() if state == "creating"}
     unmade = {sandbox for sandbox in unmade if sandbox not in control.creations}
-    alive = {state.sandbox_id for state in await control.placement.list()}
+    alive = {state.sandbox_id: state for state in await control.placement.list()}
     after = await control.store.liveness.alive()
     # Still `creating` now, and not in the making when asked after `before`: whoever was making it is dead.
     # One whose making had just ended has a row that says so.
     left = [sandbox for sandbox in unmade if after.get(sandbox) == "creating"]
-    lost = [sandbox for sandbox, state in before.items() if state == "running" and sandbox not in alive]
+    known = {sandbox: state for sandbox, state in before.items() if state in (*RUNNING, *PAUSED)}
+    lost = [sandbox for sandbox in known if sandbox not in alive]
+    # A row that has changed in between was written by who paused or resumed it, later than the node's answer.
+    settled = [
+        sandbox for sandbox, state in known.items() if after.get(sandbox) == state and sandbox in alive
+    ]
+    turned = [sandbox for sandbox in settled if alive[sandbox].state != known[sandbox]]
     orphans = [sandbox for sandbox in alive if sandbox not in after]
     # First what costs nothing, so that a kill that takes long keeps no dead sandbox in a listing.
     await control.store.liveness.end(lost, "lost", control.clock.now())
+    for sandbox in turned:
+        await write_word(control, alive[sandbox])
     gone = {sandbox for sandbox in (*orphans, *left) if await _kill_leftover(control, sandbox)}
     await control.store.liveness.end(gone.intersection(left), "failed", control.clock.now())
     await finish_volumes(control)
@@ -84,7 +94,7 @@ def _order(control: ControlPlane, sandbox_id: str, shown: ShownEgress) -> SetEgr
 
 
 async def follow_node(control: ControlPlane) -> None:
-    """Write down every end the node tells of, for ever; connect again when the link breaks."""
+    """Write down everything the node tells of, for ever; connect again when the link breaks."""
     pause_s = FIRST_PAUSE_S
     while True:
         try:
@@ -108,11 +118,13 @@ async def compare_regularly(control: ControlPlane) -> None:
             log.debug("api.not_reconciled", error=str(error))
 
 
-async def _take_event(control: ControlPlane, event: LinkUp | SandboxEnded) -> None:
+async def _take_event(control: ControlPlane, event: LinkUp | SandboxEnded | SandboxState) -> None:
     match event:
         case LinkUp():
             await reconcile(control)
             await settle_network(control)
+        case SandboxState():
+            await write_word(control, event)
         case SandboxEnded(sandbox_id, reason):
             if await control.store.liveness.end([sandbox_id], reason, control.clock.now()):
                 log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)

@@ -16,7 +16,10 @@ from cloche_server.node.messages import (
     LogEntry,
     LogsQuery,
     MetricsQuery,
+    PauseSandbox,
+    RemoveSnapshot,
     RemoveVolume,
+    ResumeSandbox,
     SandboxEnded,
     SandboxMetrics,
     SandboxReady,
@@ -24,6 +27,8 @@ from cloche_server.node.messages import (
     SandboxUnready,
     SetEgress,
     SetTimeout,
+    SnapshotTaken,
+    TakeSnapshot,
 )
 from cloche_server.placement.base import LinkUp
 from cloche_server.placement.policy import Node, choose_node
@@ -34,6 +39,8 @@ CALL_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 30.0
 VOLUME_TIMEOUT_S = 60.0
 """For a node to make a volume; with preallocation on a slow disk that takes its time."""
+MEMORY_TIMEOUT_S = 60.0
+"""For a node to write a sandbox's memory and files to a slow disk, or to read them back."""
 ABSENCE_S = 5.0
 """How long a call waits for a node that is being started again."""
 RETRY_S = 0.05
@@ -76,6 +83,23 @@ class LocalPlacement:
         """See `base.Placement.set_egress`."""
         await _call(self._nodes[0], "set_egress", order, dict[str, Any], timeout_s=CALL_TIMEOUT_S)
 
+    async def pause(self, order: PauseSandbox) -> None:
+        """See `base.Placement.pause`."""
+        await _call(self._nodes[0], "pause", order, dict[str, Any], timeout_s=MEMORY_TIMEOUT_S)
+
+    async def resume(self, order: ResumeSandbox) -> SandboxState:
+        """See `base.Placement.resume`."""
+        return await _call(self._nodes[0], "resume", order, SandboxState, timeout_s=MEMORY_TIMEOUT_S)
+
+    async def snapshot(self, order: TakeSnapshot) -> SnapshotTaken:
+        """See `base.Placement.snapshot`."""
+        return await _call(self._nodes[0], "snapshot", order, SnapshotTaken, timeout_s=MEMORY_TIMEOUT_S)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """See `base.Placement.remove_snapshot`."""
+        request = RemoveSnapshot(snapshot_id)
+        await _call(self._nodes[0], "remove_snapshot", request, dict[str, Any], timeout_s=MEMORY_TIMEOUT_S)
+
     async def list(self) -> Sequence[SandboxState]:
         """See `base.Placement.list`."""
         return await _call(self._nodes[0], "list", {}, tuple[SandboxState, ...], timeout_s=CALL_TIMEOUT_S)
@@ -89,7 +113,7 @@ class LocalPlacement:
         """See `base.Placement.logs`."""
         return await _call(self._nodes[0], "logs", query, tuple[LogEntry, ...], timeout_s=CALL_TIMEOUT_S)
 
-    async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded, None]:
+    async def watch(self) -> AsyncGenerator[LinkUp | SandboxEnded | SandboxState, None]:
         """See `base.Placement.watch`."""
         feed = link.subscribe(self._nodes[0].control_socket, "watch", list[SandboxReady])
         try:
@@ -98,12 +122,18 @@ class LocalPlacement:
                     if not isinstance(item, tuple):
                         self.ready.replace(item)
                         yield LinkUp()
-                    elif item[0] == "ended":
-                        yield msgspec.json.decode(item[1], type=SandboxEnded)
-                    elif item[0] == "ready":
-                        self.ready.add(msgspec.json.decode(item[1], type=SandboxReady))
-                    elif item[0] == "unready":
-                        self.ready.remove(msgspec.json.decode(item[1], type=SandboxUnready).sandbox_id)
+                        continue
+                    match item[0]:
+                        case "ended":
+                            yield msgspec.json.decode(item[1], type=SandboxEnded)
+                        case "paused" | "resumed":
+                            yield msgspec.json.decode(item[1], type=SandboxState)
+                        case "ready":
+                            self.ready.add(msgspec.json.decode(item[1], type=SandboxReady))
+                        case "unready":
+                            self.ready.remove(msgspec.json.decode(item[1], type=SandboxUnready).sandbox_id)
+                        case _:
+                            continue  # of a later version
         finally:
             self.ready.replace(())
 
