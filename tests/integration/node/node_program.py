@@ -19,7 +19,7 @@ from cloche_server.config import Config
 from cloche_server.isolation import loop_image
 from cloche_server.isolation.container import driver
 from cloche_server.isolation.container.driver import ContainerDriver
-from cloche_server.node import agent_link, create, service
+from cloche_server.node import agent_link, assemble, service
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Trash
 from cloche_server.node.network import Network
@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "journal.remove": (Journal, "remove"),
     "network.create": (Network, "create"),
     "network.remove": (Network, "remove"),
-    "listen": (create, "_listen"),
+    "listen": (assemble, "_listen"),
     "layer": (driver, "_write_layer"),
     "start": (ContainerDriver, "start"),
     "initialize": (agent_link, "initialize"),

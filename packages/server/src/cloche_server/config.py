@@ -16,7 +16,7 @@ import msgspec
 
 from cloche_wire.errors import InvalidArgument
 
-Isolation = Literal["auto", "container", "fake"]
+Isolation = Literal["auto", "container", "gvisor", "fake"]
 
 API_UID = 0x0FFF_0000
 """User the api runs as: below the ranges of the sandboxes, above every local account.
@@ -207,6 +207,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def journal_dir(self) -> Path:
         """The node's records of its sandboxes."""
         return self.state_dir / "node" / "journal"
+
+    @property
+    def tools_dir(self) -> Path:
+        """Programs that the set-up has laid down for this server alone."""
+        return self.state_dir / "tools"
 
     @property
     def templates_dir(self) -> Path:

@@ -33,7 +33,7 @@ _TOOLS = {"nft": "nftables"}
 """Programs that the `container` driver's network runs, and the Debian packages they come in."""
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
 _ISOLATION_FILE = "isolation"
-_DRIVERS = ("container",)
+_DRIVERS = ("gvisor", "container")
 """Drivers for real use, strongest first."""
 
 

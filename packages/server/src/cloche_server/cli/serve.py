@@ -30,7 +30,9 @@ _DETACHED = "CLOCHE_DETACHED"
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port for http and https.  [default: 3000]")
 @state_option
-@click.option("--isolation", type=click.Choice(["auto", "container"]), help="Driver.  [default: auto]")
+@click.option(
+    "--isolation", type=click.Choice(["auto", "container", "gvisor"]), help="Driver.  [default: auto]"
+)
 @click.option("--domain", help="Domain of sandbox addresses: PORT-ID.DOMAIN.")
 @click.option("--ahead", type=click.IntRange(0, 100), help="Sandboxes kept ready at most.  [default: 8]")
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it goes on in the background.")

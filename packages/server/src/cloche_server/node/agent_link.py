@@ -6,6 +6,7 @@ The agent is hostile input: its answers are bounded in size and time.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import NamedTuple
 
 import h11
@@ -14,6 +15,7 @@ import msgspec
 from cloche_wire.errors import Internal
 
 _MAX_ANSWER_BYTES = 64 * 1024
+_MAX_HEAD_BYTES = 4096
 MAX_LOGS_BYTES = 512 * 1024
 _POLL_S = 0.005
 
@@ -80,6 +82,27 @@ async def quiesce(address: str, access_token: str, *, timeout_s: float) -> None:
     answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
     if answer.status != 204:
         raise Internal(f"the agent refused /quiesce: status {answer.status}")
+
+
+async def forward(connection: socket.socket, access_token: str, port: int) -> None:
+    """Have an agent lead a connection to it on to a port on its 127.0.0.1; what follows is that port's.
+
+    Raises:
+        Internal: It refuses, or answers with something else than HTTP.
+        OSError: The connection breaks.
+    """
+    loop = asyncio.get_running_loop()
+    head = f"GET /forward/{port} HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+    await loop.sock_sendall(connection, f"{head}X-Access-Token: {access_token}\r\n\r\n".encode())
+    answer = b""
+    # Byte by byte: what comes after the head is the service's, and not for us.
+    while not answer.endswith(b"\r\n\r\n"):
+        piece = await loop.sock_recv(connection, 1)
+        answer += piece
+        if not piece or len(answer) > _MAX_HEAD_BYTES:
+            raise Internal("the agent broke off")
+    if not answer.startswith(b"HTTP/1.1 101 "):
+        raise Internal("the agent refused to lead on")
 
 
 async def _tell(

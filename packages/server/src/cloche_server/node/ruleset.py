@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cloche_server.addresses import ALWAYS_DENIED, collapsed
+from cloche_server.config import EDGE_UID
 from cloche_server.node.messages import EgressPolicy
 from cloche_server.node.slots import Block
 
@@ -68,6 +69,10 @@ table inet {self.table} {{
         ip daddr {gateway} icmp type echo-request accept
         ct state established,related accept
         drop
+    }}
+    chain output {{
+        type filter hook output priority -10; policy accept;
+        oifname {own} meta l4proto {{ tcp, udp }} ct state new meta skuid != {{ 0, {EDGE_UID} }} drop
     }}
     chain forward {{
         type filter hook forward priority -10; policy accept;

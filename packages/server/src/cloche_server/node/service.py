@@ -18,6 +18,7 @@ from cloche_server.config import API_UID, EDGE_UID, EGRESS_UID, VOLUMES_FIRST_ID
 from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import ID_RANGE, Driver
 from cloche_server.isolation.container.driver import ContainerDriver
+from cloche_server.isolation.gvisor.driver import GvisorDriver
 from cloche_server.isolation.identity import boot_id
 from cloche_server.node import (
     ahead,
@@ -68,7 +69,13 @@ def run(config: Config, tree: RuntimeTree) -> None:
     block = claim_block(BLOCKS_FOLDER, config.state_dir, BlockProbe())
     # SAFETY: made by a fork, so before any thread of ours exists.
     content = syscalls.user_namespace([(0, VOLUMES_FIRST_ID, ID_RANGE)])
-    asyncio.run(serve(config, block, ContainerDriver(block.number), tree, content))
+    asyncio.run(serve(config, block, _driver(config, block), tree, content))
+
+
+def _driver(config: Config, block: Block) -> Driver:
+    if config.isolation == "gvisor":
+        return GvisorDriver(block.number, config.tools_dir)
+    return ContainerDriver(block.number)
 
 
 async def serve(
