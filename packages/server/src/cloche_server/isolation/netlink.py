@@ -29,6 +29,7 @@ _NDA_DESTINATION, _NDA_LLADDR = 1, 2
 
 _IFF_UP = 1
 _TABLE_MAIN, _BY_ADMINISTRATOR, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
+_ON_LINK = 4  # rtnetlink(7), RTNH_F_ONLINK
 _NUD_PERMANENT = 0x80
 _SKIP_STATISTICS = 8
 ACCEPT_REDIRECTS, SEND_REDIRECTS, RP_FILTER = 4, 6, 8
@@ -122,16 +123,19 @@ def remove_group(group: int) -> Message:
     return Message(f"remove links of group {group:#x}", _DELLINK, 0, body)
 
 
-def add_address(index: int, address: IPv4Address, peer: IPv4Address) -> Message:
-    """Give a link its address and that of its only neighbour, to which it then has a route."""
+def add_address(index: int, address: IPv4Address, peer: IPv4Address | None = None) -> Message:
+    """Give a link its address, and perhaps that of its only neighbour, to which it then has a route."""
+    peer = peer or address
     body = _ADDRESS.pack(socket.AF_INET, 32, 0, _SCOPE_UNIVERSE, index)
     body += _attribute(_IFA_LOCAL, address.packed) + _attribute(_IFA_ADDRESS, peer.packed)
     return Message(f"add {address} to link {index}", _NEWADDR, _CREATE | _EXCLUSIVE, body)
 
 
 def add_default_route(index: int, gateway: IPv4Address) -> Message:
-    """Send what has no other way over the gateway."""
-    body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _BY_ADMINISTRATOR, _SCOPE_UNIVERSE, _UNICAST, 0)
+    """Send what has no other way over the gateway, which is on that link whatever other routes say."""
+    body = _ROUTE.pack(
+        socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _BY_ADMINISTRATOR, _SCOPE_UNIVERSE, _UNICAST, _ON_LINK
+    )
     body += _attribute(_RTA_GATEWAY, gateway.packed) + _number(_RTA_OIF, index)
     return Message(f"add route over {gateway}", _NEWROUTE, _CREATE | _EXCLUSIVE, body)
 

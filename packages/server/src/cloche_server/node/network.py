@@ -259,7 +259,8 @@ class _Pair(NamedTuple):
             netlink.add_pair(self.inside, self.outside, far_namespace=host, far_group=OFFLINE_GROUP),
             # SAFETY: these name links of the fresh namespace, so without the pair they do nothing.
             netlink.bring_up(_LOOPBACK_INDEX),
-            netlink.add_address(self.inside.number, self.address, self.gateway),
+            # No peer: runsc takes the address over by its own name.
+            netlink.add_address(self.inside.number, self.address),
             netlink.add_default_route(self.inside.number, self.gateway),
             netlink.add_neighbour(self.inside.number, self.gateway, self.outside.hardware_address),
         )

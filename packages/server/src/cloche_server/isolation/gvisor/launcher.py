@@ -98,8 +98,9 @@ def _reason(log: Path) -> str:
         text = log.read_text(errors="replace")
     except OSError:
         return ""
-    said = [line for line in text.splitlines() if "FATAL ERROR: " in line]
-    return said[-1].partition("FATAL ERROR: ")[2][:_LOG_BYTES] if said else ""
+    lines = text.splitlines()
+    said = [line.partition("FATAL ERROR: ")[2] for line in lines if "FATAL ERROR: " in line] or lines
+    return said[-1][:_LOG_BYTES] if said else ""
 
 
 if __name__ == "__main__":
