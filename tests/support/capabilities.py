@@ -9,7 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from cloche_server.isolation.gvisor import runsc
 from cloche_server.templates import builder, host_settings, recipe
+from cloche_wire.errors import Unavailable
 
 FLOOR = Path(__file__).with_name("floor.toml")
 
@@ -33,6 +35,11 @@ def required() -> frozenset[str]:
 def templates_folder() -> Path:
     """Where finished templates lie: CLOCHE_TEST_TEMPLATES, else those of the default state folder."""
     return Path(os.environ.get("CLOCHE_TEST_TEMPLATES", "/var/lib/cloche/templates"))
+
+
+def tools_folder() -> Path:
+    """Where the set-up lays programs for the server alone: beside the templates."""
+    return templates_folder().parent / "tools"
 
 
 @cache
@@ -110,6 +117,14 @@ def _template(name: str) -> Callable[[], str | None]:
     return probe
 
 
+def _runsc() -> str | None:
+    try:
+        runsc.find(tools_folder())
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
 def _command(*names: str) -> Callable[[], str | None]:
     def probe() -> str | None:
         absent = [name for name in names if shutil.which(name, path=_search_path()) is None]
@@ -154,6 +169,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "template": _template(recipe.NAME),
     "polyglot": _template("polyglot"),
     "crun": _command("crun"),
+    "runsc": _runsc,
     "nft": _command("nft"),
     "node": _node,
     "uv": _command("uv"),

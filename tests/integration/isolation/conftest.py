@@ -11,18 +11,26 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
+from tests.support import capabilities
 from tests.support.block import await_nothing
+from tests.support.waiting import until
 
 from cloche_server.ids import new_sandbox_id
 from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import Driver, ProcessIdentity, Program, ResourceLimits, SandboxSpec
 from cloche_server.isolation.container.driver import ContainerDriver
 from cloche_server.isolation.fake import FakeDriver
+from cloche_server.isolation.gvisor.driver import GvisorDriver
 from cloche_server.node import runtime_tree
+from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
-from cloche_server.node.slots import Block, BlockProbe, claim_block
+from cloche_server.node.slots import SLOTS, Block, BlockProbe, claim_block
 
 NEEDS_CONTAINERS = pytest.mark.needs("root", "userns", "overlay", "idmap", "cgroup", "crun")
+
+NEEDS_GVISOR = pytest.mark.needs("root", "userns", "idmap", "cgroup", "runsc")
+_PORT = 1000
+FIRST_SLOT = 500
 
 PROGRAM = """
 import errno, json, os, signal, socket, sys, time
@@ -54,12 +62,13 @@ class Started(NamedTuple):
     spec: SandboxSpec
     init: ProcessIdentity
     sockets: tuple[Path, ...]
+    address: str = ""
+    """Where its program listens instead, if it has a network of its own."""
 
     def run(self, code: str) -> Any:
         """Run statements inside and return what they left in `result`."""
-        with socket.socket(socket.AF_UNIX) as connection:
+        with self._connect() as connection:
             connection.settimeout(20)
-            connection.connect(str(self.sockets[0]))
             connection.sendall(code.encode())
             connection.shutdown(socket.SHUT_WR)
             text = b""
@@ -69,9 +78,26 @@ class Started(NamedTuple):
         assert "error" not in answer, answer
         return answer["result"]
 
+    def _connect(self) -> socket.socket:
+        if not self.address:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(self.sockets[0]))
+            return connection
+        made: list[socket.socket] = []
+
+        def connects() -> bool:
+            with contextlib.suppress(ConnectionRefusedError):
+                made.append(socket.create_connection((self.address, _PORT), timeout=20))
+            return bool(made)
+
+        until(connects, within_s=20, what="a listening program")
+        return made[0]
+
 
 class Workshop:
     """Makes sandboxes with one driver, and at the end of a test claims that none of it is left."""
+
+    program = PROGRAM
 
     def __init__(
         self, driver: Driver, make_driver: MakeDriver, folder: Path, tree: RuntimeTree, block: int
@@ -103,7 +129,7 @@ class Workshop:
             listeners.append(listener.fileno())
         fields: dict[str, Any] = {
             "sandbox_id": sandbox_id,
-            "slot": self.block * 512 + 500 + len(self.made),
+            "slot": self.block * SLOTS + FIRST_SLOT + len(self.made),
             "hostname": sandbox_id,
             "rootfs": rootfs or plain_rootfs(self.folder / f"{sandbox_id}.rootfs"),
             "folder": folder,
@@ -111,7 +137,7 @@ class Workshop:
             "limits": ResourceLimits(cpu_count=1, memory_mib=256, pids=64),
             "network_namespace": namespace,
             "listeners": tuple(listeners),
-            "argv": (*self.tree.python(), "-c", PROGRAM),
+            "argv": (*self.tree.python(), "-c", self.program),
             "env": {"PATH": "/usr/bin:/bin", "NAME": "value"},
             "etc_files": {"hosts": "127.0.0.1 localhost\n", "hostname": f"{sandbox_id}\n"},
         }
@@ -125,10 +151,37 @@ class Workshop:
         init = await self.driver.start(spec)
         return Started(spec, init, (spec.folder / "first.sock", spec.folder / "second.sock"))
 
+    def pids(self, inside: int) -> set[int]:
+        """How many a group may count for that many processes inside."""
+        return {inside} if self.driver.capabilities().shares_host_kernel else set(range(1, 200))
+
     async def close(self) -> None:
         for spec in self.made:
             await self.driver.destroy(spec.sandbox_id, spec.folder, None)
         self._open.close()
+
+
+class NetworkedWorkshop(Workshop):
+    """One whose sandboxes are reached over their network."""
+
+    program = PROGRAM.replace("socket.socket(fileno=3)", f"socket.create_server(('', {_PORT}))")
+
+    def __init__(
+        self, driver: Driver, make_driver: MakeDriver, folder: Path, tree: RuntimeTree, block: Block
+    ) -> None:
+        super().__init__(driver, make_driver, folder, tree, block.number)
+        self._addresses = block
+        self._network = Network(block, ())
+
+    async def start(self, rootfs: Path | None = None, **changes: Any) -> Started:
+        """See `Workshop.start`."""
+        spec = self.spec(rootfs, **changes)
+        slot = spec.slot - self.block * SLOTS
+        self._network.wire(slot, spec.network_namespace)
+        self._open.callback(self._network.sweep)
+        self._open.callback(self._network.remove, slot)
+        init = await self.driver.start(spec)
+        return Started(spec, init, (), str(self._addresses.address(slot)))
 
 
 def own_mounts() -> str:
@@ -193,7 +246,34 @@ async def container(folder: Path, tree: RuntimeTree, block: Block) -> Any:
     assert own_mounts() == mounts
 
 
-@pytest.fixture(params=["fake", pytest.param("container", marks=NEEDS_CONTAINERS)])
+@pytest.fixture
+async def gvisor(folder: Path, tree: RuntimeTree, block: Block) -> Any:
+    opened: list[GvisorDriver] = []
+
+    def make(program: Program | None = None) -> GvisorDriver:
+        driver = GvisorDriver(block.number, capabilities.tools_folder())
+        driver.prepare(program)
+        opened.append(driver)
+        return driver
+
+    mounts = own_mounts()
+    workshop = NetworkedWorkshop(make(), make, folder, tree, block)
+    yield workshop
+    await workshop.close()
+    assert workshop.driver.leftovers() == set()
+    for driver in opened:
+        driver.close()
+    await_nothing(block.number)
+    assert own_mounts() == mounts
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("container", marks=NEEDS_CONTAINERS),
+        pytest.param("gvisor", marks=NEEDS_GVISOR),
+    ]
+)
 def workshop(request: pytest.FixtureRequest) -> Workshop:
     """Every driver in turn."""
     return request.getfixturevalue(request.param)

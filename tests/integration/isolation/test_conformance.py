@@ -47,6 +47,8 @@ async def test_started_init_lives_and_obeys(workshop: Workshop) -> None:
 
 async def test_listeners_are_descriptors_three_and_four_and_there_are_no_others(workshop: Workshop) -> None:
     """The agent inherits its two sockets by number; nothing else of the server leaks into it."""
+    if not workshop.driver.capabilities().listeners:
+        pytest.skip("its agent listens in its own network")
     sandbox = await workshop.start()
     descriptors = sandbox.run(_DESCRIPTORS)
     assert {number: what for number, what in descriptors.items() if int(number) > 4} == {}
@@ -81,7 +83,7 @@ async def test_destroy_leaves_nothing_and_may_be_repeated(workshop: Workshop) ->
     sandbox = await workshop.start()
     assert sandbox.run(_DESCENDANT) == "x"
     sandbox_id = sandbox.spec.sandbox_id
-    assert workshop.driver.usage(sandbox_id).pids == 2
+    assert workshop.driver.usage(sandbox_id).pids in workshop.pids(inside=2)
     assert sandbox_id in workshop.driver.leftovers()
     for _ in range(2):
         await workshop.driver.destroy(sandbox_id, sandbox.spec.folder, sandbox.init)
@@ -112,7 +114,8 @@ async def test_another_driver_adopts_what_runs(workshop: Workshop) -> None:
     assert other.is_alive(sandbox.init)
     assert sandbox.spec.sandbox_id in other.leftovers()
     # What started it may be in the group still, for the moment between its answer and its end.
-    until(lambda: other.usage(sandbox.spec.sandbox_id).pids == 1, within_s=5, what="one process")
+    allowed = workshop.pids(inside=1)
+    until(lambda: other.usage(sandbox.spec.sandbox_id).pids in allowed, within_s=5, what="one process")
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         tasks.create_task(other.wait(sandbox.init))
         await asyncio.sleep(0)

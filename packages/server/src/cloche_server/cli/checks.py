@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cloche_server.cli import probes
+from cloche_server.isolation.gvisor import runsc
 from cloche_server.templates import host_settings, recipe
+from cloche_wire.errors import Unavailable
 
 if TYPE_CHECKING:
     from cloche_server.config import Config
@@ -95,6 +97,15 @@ def _program(name: str, package: str, *arguments: str) -> Callable[[Config], _Fi
     return check
 
 
+def _runsc(config: Config) -> _Finding:
+    """For isolation `gvisor` alone."""
+    try:
+        found = runsc.find(config.tools_dir)
+    except Unavailable as error:
+        return _Finding(False, error.message, error.hint or "")
+    return _Finding(True, f"{found.version} at {found.path}")
+
+
 def _disk(config: Config) -> _Finding:
     folder = next(path for path in (config.templates_dir, *config.templates_dir.parents) if path.exists())
     free, needed = shutil.disk_usage(folder).free, recipe.code_interpreter().needed_bytes
@@ -131,7 +142,7 @@ _CHECKS: dict[str, Callable[[Config], _Finding]] = {
     "nft": _program("nft", "nftables", "--version"),
     "mmdebstrap": _program("mmdebstrap", "mmdebstrap", "--version"),
 }
-_LAST: dict[str, Callable[[Config], _Finding]] = {"disk": _disk, "registries": _registries}
+_LAST: dict[str, Callable[[Config], _Finding]] = {"runsc": _runsc, "disk": _disk, "registries": _registries}
 
 
 def _run_probes(names: list[str]) -> dict[str, _Finding]:
