@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,9 +30,9 @@ class Peer(NamedTuple):
 
 @asynccontextmanager
 async def _served(
-    folder: Path, handler: Handler, max_connections: int = 100
+    folder: Path, handler: Handler, max_connections: int = 100, listener: socket.socket | None = None
 ) -> AsyncGenerator[Callable[[], Awaitable[Peer]]]:
-    with socket.socket(socket.AF_UNIX) as listener:
+    with listener or socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
         listener.listen()
         peers: list[Peer] = []
@@ -135,6 +136,41 @@ async def test_leaving_cancels_the_handler_and_closes_the_body(tmp_path: Path) -
         assert await happened.get() == "waiting"
         peer.writer.close()
         assert await happened.get() == "handler cancelled"
+
+
+class _CutByCheckpoint(socket.socket):
+    """A listener whose connections fail as those of gVisor do after a checkpoint."""
+
+    def accept(self) -> tuple[socket.socket, object]:
+        accepted, address = super().accept()
+        return _Cut(fileno=accepted.detach()), address
+
+
+class _Cut(socket.socket):
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if (data := super().recv(bufsize, flags)) == b"cut":
+            raise ConnectionAbortedError(errno.ECONNABORTED, "Software caused connection abort")
+        return data
+
+
+@pytest.mark.parametrize("ending", [b"cut", b""])
+async def test_a_checkpoint_is_told_from_a_client_that_goes(tmp_path: Path, ending: bytes) -> None:
+    told: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def handler(request: Request) -> Response:
+        told.put_nowait(request.was_cut())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.put_nowait(request.was_cut())
+        return Response()
+
+    async with _served(tmp_path, handler, listener=_CutByCheckpoint(socket.AF_UNIX)) as connect:
+        peer = await connect()
+        peer.writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert await told.get() is False
+        peer.writer.write(ending) if ending else peer.writer.close()
+        assert await told.get() == (ending == b"cut")
 
 
 async def test_abort_cuts_without_a_last_chunk(tmp_path: Path) -> None:

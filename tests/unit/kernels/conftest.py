@@ -33,6 +33,8 @@ class Interpreter:
     def __init__(self, service: InterpreterService, sandbox: Sandbox) -> None:
         self.service = service
         self.sandbox = sandbox
+        self.was_cut = False
+        """Whether connections that end from now on are ended by a checkpoint."""
 
     async def call(self, method: str, path: str, body: object = None, token: str | None = TOKEN) -> Response:
         pieces = [json.dumps(body).encode()] if body is not None else []
@@ -41,7 +43,7 @@ class Interpreter:
             return pieces.pop() if pieces else b""
 
         headers = Headers([("X-Access-Token", token)] if token is not None else [])
-        return await self.service.handle(Request(method, path, [], headers, receive))
+        return await self.service.handle(Request(method, path, [], headers, receive, lambda: self.was_cut))
 
     async def stream(self, code: str, **fields: object) -> AsyncGenerator[bytes]:
         answer = await self.call("POST", "/execute", {"code": code, **fields})

@@ -29,6 +29,7 @@ from cloche_agent.http import HttpServer, Request, Response, json_response, list
 from cloche_agent.init import Sandbox
 from cloche_agent.kernels.service import InterpreterService
 from cloche_agent.kernels.zygote import Zygote
+from cloche_agent.pausable_loop import PausableLoop
 from cloche_agent.process.spawn import Reaper
 from cloche_wire.errors import NotFound
 
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What is imported stays: out of the collector's sight a fork also shares more of it.
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_serve(options))
+    with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=PausableLoop) as runner:
+        runner.run(_serve(options))
     return 0
 
 

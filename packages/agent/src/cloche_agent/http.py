@@ -80,6 +80,8 @@ class Request:
     headers: Headers
     receive: Callable[[], Awaitable[bytes]]
     """Next piece of the body; empty at its end."""
+    was_cut: Callable[[], bool] = bool
+    """Whether its connection has been taken away by a checkpoint: no client of it has gone."""
 
     def parameter(self, name: str) -> str | None:
         """First query parameter of that name, or None."""
@@ -231,6 +233,7 @@ class _Connection(asyncio.Protocol):
         self._writable.set()
         self._unread_bytes = 0
         self._reading = True
+        self._was_cut = False
         self.on_lost: Callable[[], None] | None = None
 
     # --- callbacks of the event loop
@@ -258,6 +261,9 @@ class _Connection(asyncio.Protocol):
         if self.on_lost is not None:
             self.on_lost()
         self._writable.set()
+        # No peer causes this error. gVisor's network stack has it after a checkpoint, in the sandbox that
+        # goes on and in those that are restored.
+        self._was_cut = isinstance(exc, ConnectionAbortedError)
         self._task.cancel()
 
     def pause_writing(self) -> None:
@@ -344,7 +350,7 @@ class _Connection(asyncio.Protocol):
         except ValueError as error:
             raise InvalidArgument("malformed request target") from error
         headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers)
-        return Request(method, path, query, headers, self._receive)
+        return Request(method, path, query, headers, self._receive, lambda: self._was_cut)
 
     async def _send(self, answer: Response, *, head_only: bool) -> None:
         body = answer.body

@@ -13,7 +13,7 @@ from cloche_agent.kernels.run import Run
 from cloche_agent.kernels.zygote import read_at_start
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from cloche_agent.activity import Activity
     from cloche_agent.init import Sandbox
@@ -74,10 +74,12 @@ class Context:
         """The sandbox's variables as they are now."""
         return self._sandbox.env
 
-    def execute(self, code: str, variables: Mapping[str, str]) -> AsyncGenerator[bytes]:
-        """Event lines of one run, which starts when they are asked for."""
+    def execute(
+        self, code: str, variables: Mapping[str, str], was_cut: Callable[[], bool]
+    ) -> AsyncGenerator[bytes]:
+        """Event lines of one run, which starts when they are asked for; see `Request` for `was_cut`."""
         self._has_run = True
-        return Run(self, next(self._run_ids), code, variables).lines()
+        return Run(self, next(self._run_ids), code, variables, was_cut).lines()
 
     def begin(self, imports: tuple[str, ...] = ()) -> None:
         """Start the kernel in the background, unless it runs or starts already.

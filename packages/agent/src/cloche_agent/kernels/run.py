@@ -12,7 +12,7 @@ from cloche_agent.kernels.results import line_of
 from cloche_wire.execution import EndOfExecution, ExecutionError, KeepAlive, event_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from cloche_agent.kernels.contexts import Context
 
@@ -29,12 +29,23 @@ _GENTLE_INTERRUPTS = 5
 class Run:
     """Runs code once. Iterate `lines`; closing that iterator early interrupts the code."""
 
-    def __init__(self, context: Context, run_id: int, code: str, variables: Mapping[str, str]) -> None:
-        """Nothing happens before `lines` is iterated: a client that is gone by then costs nothing."""
+    def __init__(
+        self,
+        context: Context,
+        run_id: int,
+        code: str,
+        variables: Mapping[str, str],
+        was_cut: Callable[[], bool],
+    ) -> None:
+        """Nothing happens before `lines` is iterated: a client that is gone by then costs nothing.
+
+        Where `was_cut` says that a checkpoint has closed it, not a client that went, the code runs on.
+        """
         self._context = context
         self._id = run_id
         self._code = code
         self._variables = variables
+        self._was_cut = was_cut
         self._kernel: Kernel | None = None
         self._has_turn = False
         self._is_over = False
@@ -104,7 +115,9 @@ class Run:
             return
         took_ms = round(1000 * (time.monotonic() - self._began_s)) if self._began_s else 0
         fields = {"context": self._context.id, "language": self._context.language.name, "ms": took_ms}
-        if not self._is_over:
+        if not self._is_over and self._was_cut():
+            self._context.activity.note("info", "cell", "cell runs on: its client was cut off", **fields)
+        elif not self._is_over:
             self._context.activity.note("warn", "cell", "cell interrupted: its client has gone", **fields)
         elif self._error_name:
             self._context.activity.note("info", "cell", "cell failed", **fields, error=self._error_name)
@@ -158,8 +171,14 @@ class Run:
             recovery.close()
 
     async def _recover(self, kernel: Kernel) -> None:
-        """End the code of a client that has gone, keeping the context's state; then pass the turn on."""
+        """End the code of a client that has gone, keeping the context's state; then pass the turn on.
+
+        Code whose client was cut off ends by itself, and what it says is for nobody.
+        """
         try:
+            if self._was_cut():
+                await self._drain(kernel)
+                return
             for number, pause_s in enumerate(_INTERRUPT_PAUSES_S):
                 kernel.interrupt(everything=number >= _GENTLE_INTERRUPTS)
                 try:

@@ -122,7 +122,7 @@ class InterpreterService:
                 self._discard(context)  # it never ran anything, and nobody has asked for it to be listed
             return _plain(500, str(error))
         headers = [("content-type", "application/json"), ("cache-control", "no-store")]
-        return Response(200, headers, context.execute(code, variables))
+        return Response(200, headers, context.execute(code, variables, request.was_cut))
 
     async def _create(self, request: Request) -> Response:
         fields = _object(await request.read(LARGEST_BODY_BYTES))
