@@ -158,13 +158,7 @@ async def test_the_old_form_of_an_id_is_accepted(client: httpx.AsyncClient) -> N
     assert (await client.get(f"/sandboxes/{made}-6532622b")).json()["sandboxID"] == made
 
 
-async def test_resuming_what_runs_is_409(client: httpx.AsyncClient) -> None:
-    made = await create(client)
-    answer = await client.post(f"/sandboxes/{made}/resume", json={"timeout": 15})
-    assert_problem(answer, 409, f"Sandbox {made} is already running")
-
-
-@pytest.mark.parametrize("verb", ["pause", "fork", "snapshots"])
+@pytest.mark.parametrize("verb", ["fork", "snapshots"])
 async def test_what_needs_memory_is_refused_with_the_reason(client: httpx.AsyncClient, verb: str) -> None:
     made = await create(client)
     assert_problem(

@@ -22,11 +22,13 @@ from cloche_server.api.listing import NEXT_PAGE_HEADER, TOTAL_HEADER, ListingEnd
 from cloche_server.api.logs import LogEndpoints
 from cloche_server.api.memory import MemoryEndpoints
 from cloche_server.api.metrics import MetricsEndpoints
+from cloche_server.api.pausing import PausingEndpoints
 from cloche_server.api.rate_limits import RateLimits
 from cloche_server.api.reconcile import compare_regularly, follow_node
 from cloche_server.api.routing import Call, Route, Router
 from cloche_server.api.sandboxes import SandboxEndpoints
 from cloche_server.api.templates import TemplateEndpoints
+from cloche_server.api.timeouts import TimeoutEndpoints
 from cloche_server.api.unserved import unserved_routes
 from cloche_server.api.volumes import VolumeEndpoints
 from cloche_server.clock import Clock, SystemClock
@@ -95,6 +97,8 @@ def routes_of(control: ControlPlane) -> list[Route]:
         *MetricsEndpoints(control).routes(),
         *EventEndpoints(control).routes(),
         *LogEndpoints(control).routes(),
+        *PausingEndpoints(control).routes(),
+        *TimeoutEndpoints(control).routes(),
         *MemoryEndpoints(control).routes(),
         *TemplateEndpoints(control).routes(),
         *VolumeEndpoints(control).routes(),

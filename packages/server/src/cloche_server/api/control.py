@@ -67,9 +67,11 @@ class ControlPlane(NamedTuple):
     templates: TemplateRegistry
     creations: Creations
     network_changes: Turns
+    pauses: Turns
+    """Pauses, resumes and snapshots of a sandbox."""
 
     @classmethod
     def assemble(cls, config: Config, store: Store, placement: Placement, clock: Clock) -> "ControlPlane":
         """Put the parts together."""
         templates = TemplateRegistry(store.templates, config.templates_dir, clock)
-        return cls(config, store, placement, clock, templates, Creations(), Turns())
+        return cls(config, store, placement, clock, templates, Creations(), Turns(), Turns())

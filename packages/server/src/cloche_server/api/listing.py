@@ -11,13 +11,13 @@ from starlette.responses import Response
 from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.routing import Call, Route, reply, with_query
-from cloche_server.api.sandboxes import listed_sandbox
-from cloche_server.store.sandboxes import Cursor, Listing
+from cloche_server.api.shown import listed_sandbox
+from cloche_server.store.sandboxes import PAUSED, RUNNING, Cursor, Listing, State
 from cloche_wire.errors import InvalidArgument, TemplateNotFound
 
 MAX_PAGE = 100
 MAX_METADATA_PAIRS = 64
-STATES = frozenset({"running", "paused"})
+STATES: dict[str, tuple[State, ...]] = {"running": RUNNING, "paused": PAUSED}
 NEXT_PAGE_HEADER = "x-next-token"
 TOTAL_HEADER = "X-Total-Running"
 
@@ -37,9 +37,10 @@ class ListingEndpoints:
         ]
 
     async def list_v2(self, call: Call, query: shapes.ListQuery) -> Response:
-        """A page of running sandboxes; `x-next-token` leads to the next one."""
+        """A page of running and paused sandboxes; `x-next-token` leads to the next one."""
         limit = check_limit(query.limit)
         listing = Listing(
+            states=_states(query.state),
             metadata=parse_metadata(query.metadata),
             order=query.order,
             started_after=_parse_time(query.started_after) if query.started_after else None,
@@ -49,8 +50,6 @@ class ListingEndpoints:
         )
         running = await self._control.store.sandboxes.count_running(call.caller.team_id)
         nothing = reply(200, [], {TOTAL_HEADER: str(running)})
-        if "running" not in _states(query.state):
-            return nothing
         if query.template is not None:
             try:
                 template = await self._control.templates.resolve(call.caller, query.template)
@@ -137,8 +136,8 @@ def _parse_time(text: str) -> datetime:
         raise InvalidArgument("startedAfter is out of range") from error
 
 
-def _states(text: str) -> frozenset[str]:
-    asked = frozenset(filter(None, text.split(",")))
-    if strangers := asked - STATES:
+def _states(text: str) -> tuple[State, ...]:
+    asked = frozenset(filter(None, text.split(","))) or STATES.keys()
+    if strangers := asked - STATES.keys():
         raise InvalidArgument(f"unknown state: {min(strangers)[:40]!r}", hint="running or paused")
-    return asked or STATES
+    return tuple(state for name in asked for state in STATES[name])

@@ -58,6 +58,8 @@ class LogEndpoints:
         try:
             return [*await self._control.placement.logs(LogsQuery(record.id, since_ms))]
         except SandboxNotFound as error:
+            if record.is_paused:
+                return []  # what has happened in it is told by its agent, once it runs again
             raise not_found(record.id) from error
 
 

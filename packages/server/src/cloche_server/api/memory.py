@@ -1,18 +1,18 @@
-"""Pausing, resuming, forking and snapshots: no isolation of this server keeps a sandbox's memory yet.
+"""Forking and snapshots: no isolation of this server keeps a sandbox's memory yet.
 
 Each request is checked as far as it goes without that, so that a client learns of its own mistakes first.
 """
 
 from starlette.responses import Response
 
-from cloche_server.api import shapes
+from cloche_server.api import memory_shapes as shapes
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.listing import check_limit
 from cloche_server.api.options import check_timeout
 from cloche_server.api.owned import running_sandbox, sandbox_id_of
 from cloche_server.api.routing import Call, Route, reply, with_body, with_query
 from cloche_server.store.sandboxes import SandboxRecord
-from cloche_wire.errors import Conflict, InvalidArgument, UnsupportedOption
+from cloche_wire.errors import InvalidArgument, UnsupportedOption
 
 MAX_FORKS = 100
 
@@ -30,22 +30,10 @@ class MemoryEndpoints:
         fork = with_body(shapes.ForkBody, self.fork)
         snapshot = with_body(shapes.SnapshotBody, self.snapshot)
         return [
-            Route("POST", f"{one}/resume", with_body(shapes.ResumeBody, self.resume)),
-            Route("POST", f"{one}/pause", with_body(shapes.PauseBody, self.pause)),
             Route("POST", f"{one}/fork", fork, retry_safe=False, creates=True),
             Route("POST", f"{one}/snapshots", snapshot, creates=True),
             Route("GET", "/snapshots", with_query(shapes.SnapshotsQuery, self.list_snapshots)),
         ]
-
-    async def resume(self, call: Call, body: shapes.ResumeBody) -> Response:
-        """`POST /sandboxes/{id}/resume`: none of ours is ever paused."""
-        check_timeout(body.timeout, self._control.config.limits)
-        record = await running_sandbox(self._control, call)
-        raise Conflict(f"Sandbox {record.id} is already running")
-
-    async def pause(self, call: Call, _: shapes.PauseBody) -> Response:
-        """`POST /sandboxes/{id}/pause`."""
-        raise _refused("pause", await running_sandbox(self._control, call))
 
     async def fork(self, call: Call, body: shapes.ForkBody) -> Response:
         """`POST /sandboxes/{id}/fork`."""

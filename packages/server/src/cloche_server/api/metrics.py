@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
-from cloche_server.api.owned import running_sandbox
+from cloche_server.api.owned import live_sandbox
 from cloche_server.api.routing import Call, Route, reply, with_query
 from cloche_server.ids import SandboxId, is_sandbox_id
 from cloche_server.node.messages import MetricPoint, MetricsQuery, SandboxMetrics
@@ -42,7 +42,7 @@ class MetricsEndpoints:
     async def of_one(self, call: Call, query: shapes.RangeQuery) -> Response:
         """`GET /sandboxes/{id}/metrics`: points within the range, oldest first."""
         _check_range(query)
-        record = await running_sandbox(self._control, call)
+        record = await live_sandbox(self._control, call)
         end_s = LATEST_TIME_S if query.end is None else query.end
         asked = MetricsQuery([record.id], query.start or 0, end_s)
         found = await self._control.placement.metrics(asked)

@@ -17,7 +17,16 @@ class Options(NamedTuple):
 
     timeout_s: int
     lifecycle: Lifecycle
+    pause_memory: bool
+    """Whether memory is kept by the pause at its time-out."""
     network: NetworkOptions
+
+    @property
+    def stored_lifecycle(self) -> dict[str, Any]:
+        """What is shown, and how its time-out pauses it."""
+        return msgspec.to_builtins(self.lifecycle) | {
+            "pauseMode": "full" if self.pause_memory else "filesystem"
+        }
 
 
 def check_options(body: NewSandbox, config: Config, *, default_timeout_s: int) -> Options:
@@ -34,6 +43,7 @@ def check_options(body: NewSandbox, config: Config, *, default_timeout_s: int) -
     return Options(
         timeout_s,
         lifecycle=_check_lifecycle(body),
+        pause_memory=body.auto_pause_memory,
         network=check_network(body, config.egress.exceptions),
     )
 
@@ -57,12 +67,8 @@ def _check_lifecycle(body: NewSandbox) -> Lifecycle:
         raise InvalidArgument("autoPauseMemory false needs autoPause")
     if not body.auto_pause_memory and body.auto_resume.enabled:
         raise InvalidArgument("autoPauseMemory false cannot be combined with autoResume")
-    if body.auto_pause:
-        raise UnsupportedOption(
-            "autoPause is not supported: isolation 'container' cannot keep the memory of a sandbox",
-            hint="leave it out: the time-out then kills; isolation 'gvisor' will be able to pause",
-        )
-    return Lifecycle(auto_resume=body.auto_resume.enabled)
+    # Whether the isolation in use can pause is the node's to say.
+    return Lifecycle(body.auto_resume.enabled, "pause" if body.auto_pause else "kill")
 
 
 def _check_iam(iam: dict[str, Any] | None) -> None:

@@ -12,10 +12,23 @@ async def running_sandbox(control: ControlPlane, call: Call) -> SandboxRecord:
 
     Raises:
         InvalidArgument: No such id can be.
-        SandboxNotFound: The caller's team has none of that id that runs.
+        SandboxNotFound: The caller's team has none of that id that runs; of one that is paused it is said so.
+    """
+    record = await live_sandbox(control, call)
+    if record.is_paused:
+        raise SandboxNotFound(f'Sandbox "{record.id}" is paused', hint="connect to it first")
+    return record
+
+
+async def live_sandbox(control: ControlPlane, call: Call) -> SandboxRecord:
+    """Return the sandbox that the path names, running or paused.
+
+    Raises:
+        InvalidArgument: No such id can be.
+        SandboxNotFound: The caller's team has none of that id that is there.
     """
     record = await _find(control, call)
-    if record.state != "running":
+    if record.state != "running" and not record.is_paused:
         raise not_found(record.id)
     return record
 

@@ -12,15 +12,16 @@ import msgspec
 import structlog
 from starlette.responses import Response
 
-from cloche_server.api import shapes
+from cloche_server.api import shapes, shown
 from cloche_server.api.control import ControlPlane
-from cloche_server.api.network_options import check_update, shown_network
-from cloche_server.api.options import Options, check_options, check_timeout
-from cloche_server.api.owned import not_found, running_sandbox
+from cloche_server.api.network_options import check_update
+from cloche_server.api.node_word import missed
+from cloche_server.api.options import Options, check_options
+from cloche_server.api.owned import live_sandbox
 from cloche_server.api.routing import Call, Route, reply, with_body
 from cloche_server.api.volumes import resolve_mounts
 from cloche_server.ids import SandboxId, new_access_token, new_sandbox_id
-from cloche_server.node.messages import CreateSandbox, SandboxReady, SetEgress, SetTimeout, VolumeMount
+from cloche_server.node.messages import CreateSandbox, SandboxReady, SetEgress, VolumeMount
 from cloche_server.store.sandboxes import IdempotencyClaim, SandboxRecord
 from cloche_server.store.templates import Template
 from cloche_wire.errors import (
@@ -50,17 +51,12 @@ class SandboxEndpoints:
         one = "/sandboxes/{id}"
         create_v2 = with_body(shapes.NewSandbox, self.create_v2)
         create_v1 = with_body(shapes.NewSandbox, self.create_v1)
-        connect = with_body(shapes.ConnectBody, self.connect)
         return [
             Route("POST", "/v2/sandboxes", create_v2, retry_safe=False, creates=True),
             Route("POST", "/sandboxes", create_v1, retry_safe=False, creates=True),
             Route("GET", one, self.detail),
             Route("DELETE", one, self.kill),
-            Route("POST", f"{one}/timeout", with_body(shapes.SetTimeoutBody, self.set_timeout)),
-            Route("POST", f"{one}/refreshes", with_body(shapes.RefreshBody, self.refresh)),
             Route("PUT", f"{one}/network", with_body(shapes.NetworkUpdate, self.set_network)),
-            Route("POST", f"/v2{one}/connect", connect),
-            Route("POST", f"{one}/connect", with_body(shapes.SetTimeoutBody, self.connect_v1)),
         ]
 
     # --- create --------------------
@@ -95,7 +91,7 @@ class SandboxEndpoints:
                     self._control.placement.ready.add(ready)  # nobody was told of it
         if not reservation.is_new:
             record = await self._await_earlier(reservation.record)
-        return reply(201, self._sandbox(record))
+        return reply(201, shown.sandbox(self._control.config, record))
 
     def _take_ready(self, call: Call, template: Template) -> SandboxReady | None:
         board = self._control.placement.ready
@@ -128,7 +124,7 @@ class SandboxEndpoints:
             started_at=now,
             end_at=now,
             network=options.network.as_given,
-            lifecycle=msgspec.to_builtins(options.lifecycle),
+            lifecycle=options.stored_lifecycle,
             volume_mounts=msgspec.to_builtins(body.volume_mounts or []),
         )
 
@@ -157,6 +153,9 @@ class SandboxEndpoints:
             mounts,
             options.network.egress.policy,
             options.network.https_ports,
+            options.lifecycle.on_timeout,
+            options.pause_memory,
+            options.lifecycle.auto_resume,
         )
         began_s = self._control.clock.boot_s()
         try:
@@ -208,119 +207,43 @@ class SandboxEndpoints:
 
     async def detail(self, call: Call) -> Response:
         """`GET /sandboxes/{id}`."""
-        record = await self._running(call)
-        listed = msgspec.structs.asdict(listed_sandbox(record))
-        detail = shapes.SandboxDetail(
-            **listed,
-            envd_access_token=record.access_token,
-            domain=self._control.config.public_domain,
-            allow_internet_access=record.allow_internet,
-            network=shown_network(record.network),
-            lifecycle=msgspec.convert(record.lifecycle, shapes.Lifecycle),
-        )
-        return reply(200, detail)
+        record = await live_sandbox(self._control, call)
+        return reply(200, shown.sandbox_detail(self._control.config, record))
 
     async def kill(self, call: Call) -> Response:
-        """`DELETE /sandboxes/{id}`: afterwards no process of it is left."""
-        record = await self._running(call)
+        """`DELETE /sandboxes/{id}`: afterwards no process of it is left, nor what a pause has kept."""
+        record = await live_sandbox(self._control, call)
         try:
             await self._control.placement.kill(record.id, "killed")
         except SandboxNotFound as error:
-            raise await self._lost(record) from error
+            raise await missed(self._control, record) from error
         now = self._control.clock.now()
         await self._control.store.sandboxes.mark_ended(record.team_id, record.id, "killed", now)
         log.info("sandbox.killed", sandbox_id=record.id, team_id=record.team_id)
         return Response(status_code=204)
 
-    async def set_timeout(self, call: Call, body: shapes.SetTimeoutBody) -> Response:
-        """`POST /sandboxes/{id}/timeout`: counted from now, may shorten."""
-        check_timeout(body.timeout, self._limits)
-        await self._move_end(await self._running(call), body.timeout, only_extend=False)
-        return Response(status_code=204)
-
-    async def refresh(self, call: Call, body: shapes.RefreshBody) -> Response:
-        """`POST /sandboxes/{id}/refreshes`: extends only."""
-        if not 0 <= body.duration <= min(3600, self._limits.max_timeout_s):
-            raise InvalidArgument("duration is not between 0 and 3600 seconds")
-        await self._move_end(await self._running(call), body.duration, only_extend=True)
-        return Response(status_code=204)
-
     async def set_network(self, call: Call, body: shapes.NetworkUpdate) -> Response:
         """`PUT /sandboxes/{id}/network`: holds for every packet once it is answered."""
-        record = await self._running(call)
+        record = await self._open_to_changes(call)
         async with self._control.network_changes.of(record.id):
-            record = await self._running(call)
+            record = await self._open_to_changes(call)
             exceptions = self._control.config.egress.exceptions
             egress, network = check_update(body, record.network, exceptions)
             order = SetEgress(record.id, egress.allow_internet, egress.policy)
             try:
                 await self._control.placement.set_egress(order)
             except SandboxNotFound as error:
-                raise await self._lost(record) from error
+                raise await missed(self._control, record) from error
             allows = body.allow_internet_access is not False
             # A death right here leaves the old row: `reconcile` then takes the node back to what it shows.
             await self._control.store.sandboxes.set_network(record.team_id, record.id, network, allows)
         return Response(status_code=204)
 
-    async def connect(self, call: Call, body: shapes.ConnectBody) -> Response:
-        """`POST /v2/sandboxes/{id}/connect`: puts the end off, never forward."""
-        timeout_s = self._limits.default_timeout_s if body.timeout is msgspec.UNSET else body.timeout
-        check_timeout(timeout_s, self._limits)
-        record = await self._move_end(await self._running(call), timeout_s, only_extend=True)
-        return reply(200, self._sandbox(record))
-
-    async def connect_v1(self, call: Call, body: shapes.SetTimeoutBody) -> Response:
-        """`POST /sandboxes/{id}/connect`: the timeout is required."""
-        return await self.connect(call, shapes.ConnectBody(body.timeout))
-
-    # --- shared --------------------
-
-    async def _running(self, call: Call) -> SandboxRecord:
-        return await running_sandbox(self._control, call)
-
-    async def _move_end(self, record: SandboxRecord, timeout_s: int, *, only_extend: bool) -> SandboxRecord:
-        try:
-            state = await self._control.placement.set_timeout(SetTimeout(record.id, timeout_s, only_extend))
-        except SandboxNotFound as error:
-            raise await self._lost(record) from error
-        now = self._control.clock.now()
-        moved = await self._control.store.sandboxes.set_end(record.team_id, record.id, state.end_at, now=now)
-        if moved is None:
-            raise not_found(record.id)
-        return moved
-
-    async def _lost(self, record: SandboxRecord) -> SandboxNotFound:
-        """The node does not have it: its word counts."""
-        now = self._control.clock.now()
-        await self._control.store.sandboxes.mark_ended(record.team_id, record.id, "lost", now)
-        return not_found(record.id)
-
-    def _sandbox(self, record: SandboxRecord) -> shapes.Sandbox:
-        return shapes.Sandbox(
-            record.template_id,
-            record.id,
-            record.alias,
-            record.access_token,
-            record.traffic_token,
-            self._control.config.public_domain,
-        )
-
-
-def listed_sandbox(record: SandboxRecord) -> shapes.ListedSandbox:
-    """Return what a listing shows of a sandbox."""
-    return shapes.ListedSandbox(
-        record.template_id,
-        record.id,
-        record.alias,
-        record.started_at,
-        record.end_at,
-        record.cpu_count,
-        record.memory_mib,
-        record.disk_mib,
-        record.metadata,
-        record.volume_mounts,
-        record.isolation,
-    )
+    async def _open_to_changes(self, call: Call) -> SandboxRecord:
+        record = await live_sandbox(self._control, call)
+        if record.is_paused:
+            raise Conflict(f"Sandbox {record.id} is paused and cannot be changed; resume it first")
+        return record
 
 
 def _ran(record: SandboxRecord) -> bool:

@@ -77,7 +77,7 @@ class NewVolume(msgspec.Struct, frozen=True):
 
 
 class SetTimeoutBody(msgspec.Struct, frozen=True):
-    """Body of `POST /sandboxes/{id}/timeout` and of the v1 connect."""
+    """Body of `POST /sandboxes/{id}/timeout`."""
 
     timeout: int
 
@@ -92,44 +92,15 @@ class ConnectBody(msgspec.Struct, frozen=True):
     """Body of `POST /v2/sandboxes/{id}/connect`."""
 
     timeout: int | UnsetType = UNSET
-
-
-class ResumeBody(msgspec.Struct, frozen=True, rename="camel"):
-    """Body of `POST /sandboxes/{id}/resume`."""
-
-    timeout: int = 15
-    auto_pause: bool | None = None
     memory: bool | None = None
+    """False has a paused one start anew from its files."""
 
 
-class PauseBody(msgspec.Struct, frozen=True, rename="camel"):
-    """Body of `POST /sandboxes/{id}/pause`."""
+class ConnectBodyV1(msgspec.Struct, frozen=True):
+    """Body of `POST /sandboxes/{id}/connect`: the timeout is required."""
 
-    memory: bool = True
-    require_healthy_guest: bool = False
-
-
-class ForkBody(msgspec.Struct, frozen=True):
-    """Body of `POST /sandboxes/{id}/fork`."""
-
-    timeout: int = 15
-    count: int = 1
-
-
-class SnapshotBody(msgspec.Struct, frozen=True):
-    """Body of `POST /sandboxes/{id}/snapshots`."""
-
-    name: str | None = None
-    memory: bool = True
-
-
-class SnapshotsQuery(msgspec.Struct, frozen=True):
-    """Query of `GET /snapshots`."""
-
-    sandbox_id: str = field(default="", name="sandboxID")
-    name: str = ""
-    limit: int = 100
-    next_token: str = field(default="", name="nextToken")
+    timeout: int
+    memory: bool | None = None
 
 
 class ListQuery(msgspec.Struct, frozen=True, rename="camel"):
@@ -228,7 +199,11 @@ class ListedSandbox(msgspec.Struct, frozen=True, rename="camel"):
     metadata: Mapping[str, str]
     volume_mounts: list[dict[str, str]]
     isolation: str
-    state: Literal["running", "paused"] = "running"
+    state: Literal["running", "paused"]
+    snapshot_id: str | UnsetType = field(default=UNSET, name="snapshotID")
+    """What it was made of, unless of a template."""
+    parent_id: str | UnsetType = field(default=UNSET, name="parentSandboxID")
+    """What it is a fork of, or what its snapshot was taken of."""
     client_id: str = field(default=CLIENT_ID, name="clientID")
     envd_version: str = ENVD_VERSION
 
@@ -248,6 +223,8 @@ class SandboxDetail(ListedSandbox, frozen=True, rename="camel", kw_only=True):
     allow_internet_access: bool
     network: dict[str, Any]
     lifecycle: Lifecycle
+    pause_mode: Literal["full", "filesystem"] | UnsetType = UNSET
+    """What was kept of one that is paused."""
 
 
 class Volume(msgspec.Struct, frozen=True):

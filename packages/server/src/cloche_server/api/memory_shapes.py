@@ -1,0 +1,42 @@
+"""Bodies of the requests that keep a sandbox's memory and files, or make others of them; see `shapes`."""
+
+import msgspec
+from msgspec import field
+
+
+class ResumeBody(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of `POST /sandboxes/{id}/resume`."""
+
+    timeout: int = 15
+    auto_pause: bool | None = None
+    memory: bool | None = None
+
+
+class PauseBody(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of `POST /sandboxes/{id}/pause`."""
+
+    memory: bool = True
+    require_healthy_guest: bool = False
+
+
+class ForkBody(msgspec.Struct, frozen=True):
+    """Body of `POST /sandboxes/{id}/fork`."""
+
+    timeout: int = 15
+    count: int = 1
+
+
+class SnapshotBody(msgspec.Struct, frozen=True):
+    """Body of `POST /sandboxes/{id}/snapshots`."""
+
+    name: str | None = None
+    memory: bool = True
+
+
+class SnapshotsQuery(msgspec.Struct, frozen=True):
+    """Query of `GET /snapshots`."""
+
+    sandbox_id: str = field(default="", name="sandboxID")
+    name: str = ""
+    limit: int = 100
+    next_token: str = field(default="", name="nextToken")
