@@ -260,6 +260,23 @@ async def test_a_client_that_goes_away_interrupts_its_code(interpreter: Interpre
         assert execution.logs.stdout == ["heard\n"]
 
 
+async def test_an_interrupt_that_comes_as_its_cell_ends_ends_nothing_else(interpreter: Interpreter) -> None:
+    """Neither the next cell nor the context: Node's own handling of the signal does both now and then."""
+    await run(interpreter, "var kept = 1")
+    for number in range(300):
+        code = f"console.log('started'); for (let n = 0; n < {number % 30 * 40000}; n++);"
+        await interpreter.abandon(code, until="started", language="js")
+        execution = await run(interpreter, "await null; kept")
+        assert (execution.text, execution.error) == ("1", None)
+
+
+async def test_cells_that_listen_to_the_signal_are_interrupted_too(interpreter: Interpreter) -> None:
+    await run(interpreter, "var heard = 0; process.on('SIGINT', () => heard++)")
+    for code in ("while (true);", "await new Promise(() => {})"):
+        await interpreter.abandon(f"console.log('started'); {code}", until="started", language="js")
+        assert await text(interpreter, "heard") == "0"
+
+
 # --- folder and variables
 
 

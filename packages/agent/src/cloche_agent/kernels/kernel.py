@@ -75,6 +75,8 @@ class Kernel:
         self.sandbox_env = sandbox_env
         """The sandbox's variables as the kernel knows them."""
         self.ended = asyncio.Event()
+        self.was_interrupted = False
+        """Whether the run posted last has been interrupted: a signal may still be on its way in there."""
         self.end_reason = ""
         """How the process ended, in words; empty before, unless we have killed it."""
 
@@ -109,6 +111,7 @@ class Kernel:
         Where the kernel waits in system(3), which ignores the signal, only the program can be interrupted.
         """
         everything = everything or self._ignores_interrupts()
+        self.was_interrupted = True
         if not self.ended.is_set():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 # SAFETY: the pid is the kernel's until the reaper has collected it, and `ended` is set in the

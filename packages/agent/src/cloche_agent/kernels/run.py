@@ -105,8 +105,10 @@ class Run:
                 "code": self._code,
                 "env": environment(env) if is_new else None,
                 "env_vars": dict(self._variables),
+                "settle": kernel.was_interrupted,
             }
         )
+        kernel.was_interrupted = False
         self._kernel = kernel
         self._began_s = time.monotonic()
 

@@ -3,7 +3,7 @@
 
 const { Buffer } = require('node:buffer')
 const process = require('node:process')
-const { performance } = require('node:perf_hooks')
+const { clearInterval, setInterval } = require('node:timers')
 const util = require('node:util')
 const vm = require('node:vm')
 
@@ -11,14 +11,14 @@ const { Compiler } = require('./compile')
 const { bundleOf, makeDisplay, traceback } = require('./display')
 const { Interrupted, SystemExit, describe } = require('./failures')
 const { LARGEST_FRAME_BYTES } = require('./frames')
+const { Interrupts } = require('./interrupts')
 const modules = require('./modules')
 const { replaceStreams, writeAll } = require('./output')
 
-const { Date, Object, Promise, String } = globalThis
+const { Object, Promise, String } = globalThis
 
 const INTERRUPTED = 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
-const LATE_INTERRUPT_MS = 20
-const ABSORB_MS = 10
+const LOOK_MS = 50
 
 /** One context. */
 class Kernel {
@@ -29,7 +29,8 @@ class Kernel {
     this._isTypeScript = isTypeScript
     this._env = env
     this._count = 0
-    this._run = undefined
+    this._isRunning = false
+    this._interrupts = new Interrupts()
     replaceStreams()
     this._defineGlobals()
     this._guardProcess()
@@ -41,33 +42,33 @@ class Kernel {
     void this._execute(message)
   }
 
-  async _execute({ id, code, env, env_vars: variables }) {
+  async _execute({ id, code, env, env_vars: variables, settle }) {
+    if (settle) this._interrupts.settle()
+    this._interrupts.take() // one that the agent has not sent
     if (env !== null && env !== undefined) this._renewEnvironment(env)
     this._count += 1
-    const run = { id, began: performance.now(), interrupt: undefined }
-    this._run = run
+    this._isRunning = true
     this._channel.send({ type: 'started', id, count: this._count })
     const before = setVariables(variables)
     try {
-      await this._runCell(run, code, `cell-${this._count}`)
+      await this._runCell(code, `cell-${this._count}`)
     } catch (error) {
       this._channel.send({ type: 'error', ...describe(error) })
-      if (error instanceof Interrupted) absorbInterrupt()
     } finally {
       restoreVariables(before)
-      this._run = undefined
+      this._isRunning = false
       this._channel.send({ type: 'done', id })
     }
   }
 
-  async _runCell(run, code, filename) {
+  async _runCell(code, filename) {
     const cell = this._compiler.compile(code, filename, this._isTypeScript)
     cell.names.forEach(declare)
-    const value = await this._valueOf(run, cell)
+    const value = await this._valueOf(cell)
     if (cell.hasValue && value !== undefined) this._show(bundleOf(value), true)
   }
 
-  async _valueOf(run, { script, isAsync }) {
+  async _valueOf({ script, isAsync }) {
     let value
     try {
       this._channel.isInterruptible = true
@@ -77,20 +78,27 @@ class Kernel {
     } finally {
       this._channel.isInterruptible = false
     }
-    if (isAsync) value = (await this._settled(run, value))?.[0]
-    return util.types.isPromise(value) ? this._settled(run, value) : value
+    if (isAsync) value = (await this._settled(value))?.[0]
+    return util.types.isPromise(value) ? this._settled(value) : value
   }
 
   /** What a promise comes to, or an error when the agent interrupts: its code may go on, unheard. */
-  _settled(run, promise) {
-    return new Promise((resolve, reject) => {
-      run.interrupt = () => reject(new Interrupted())
-      promise.then(resolve, reject)
+  async _settled(promise) {
+    let watch
+    const interrupted = new Promise((_, reject) => {
+      watch = setInterval(() => {
+        if (this._interrupts.take()) reject(new Interrupted())
+      }, LOOK_MS)
     })
+    try {
+      return await Promise.race([promise, interrupted])
+    } finally {
+      clearInterval(watch)
+    }
   }
 
   _show(bundle, isMain) {
-    if (this._run === undefined) return
+    if (!this._isRunning) return
     while (!this._channel.send({ type: 'result', main: isMain, bundle })) {
       const size = (mime) => String(bundle[mime]?.length ?? 0).padStart(12, '0')
       const largest = Object.keys(bundle).sort((a, b) => (size(a) < size(b) ? 1 : -1))[0]
@@ -123,11 +131,6 @@ class Kernel {
       // Said at the first import() of a cell: the cell has not asked for the loader we use.
       if (!String(warning).startsWith('vm.USE_MAIN_CONTEXT_DEFAULT_LOADER')) emitWarning(warning, ...details)
     }
-    process.on('SIGINT', () => {
-      const run = this._run
-      // One that comes right at the start of a run was meant for the run before; the agent repeats itself.
-      if (run !== undefined && performance.now() - run.began > LATE_INTERRUPT_MS) run.interrupt?.()
-    })
     // Of timers and callbacks: nobody waits for them, and the context lives on.
     process.on('uncaughtException', (error) => complain(`Uncaught ${traceback(error)}`))
     process.on('unhandledRejection', (reason) => complain(`Unhandled rejection: ${traceback(reason)}`))
@@ -138,16 +141,6 @@ class Kernel {
     for (const name of Object.keys(this._env)) if (!(name in env)) delete process.env[name]
     for (const [name, value] of Object.entries(env)) if (this._env[name] !== value) process.env[name] = value
     this._env = env
-  }
-}
-
-/** A signal that comes just when a script ends stays with Node's watchdog and ends the next script: be that one. */
-function absorbInterrupt() {
-  const until = Date.now() + ABSORB_MS
-  try {
-    new vm.Script(`while (Date.now() < ${until});`).runInThisContext({ breakOnSigint: true, displayErrors: false })
-  } catch {
-    // Absorbed; or a cell has put its own `Date` in the place of ours.
   }
 }
 
