@@ -28,6 +28,7 @@ from cloche_server.node.messages import CreateSandbox, EgressPolicy
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
 from cloche_server.node.volumes import Volumes
+from cloche_wire.errors import Internal
 
 BUILD_ID = "11111111-2222-4333-8444-555555555555"
 
@@ -94,10 +95,27 @@ class RememberingDriver:
         self.go_on: asyncio.Event = asyncio.Event()
         self.go_on.set()
         self.ended: dict[int, asyncio.Event] = {}
+        self.able = Capabilities(name="remembering", shares_host_kernel=True)
+        self.frozen: set[str] = set()
+        self.save_failures: list[BaseException] = []
         self._servers: dict[str, asyncio.Server] = {}
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(name="remembering", shares_host_kernel=True)
+        return self.able
+
+    async def freeze(self, sandbox_id: str, folder: Path) -> None:
+        self.frozen.add(sandbox_id)
+
+    async def thaw(self, sandbox_id: str, folder: Path) -> None:
+        if sandbox_id not in self.frozen:
+            raise Internal("not frozen")
+        self.frozen.remove(sandbox_id)
+
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+        assert sandbox_id in self.frozen
+        (image / "pages.img").write_text(f"memory of {sandbox_id}")
+        if self.save_failures:
+            raise self.save_failures.pop(0)
 
     def prepare(self) -> None:
         return
@@ -128,6 +146,7 @@ class RememberingDriver:
 
     def exit(self, sandbox_id: str) -> None:
         """End a sandbox's init."""
+        self.frozen.discard(sandbox_id)
         init = self.running.pop(sandbox_id, None)
         if init is not None:
             self.ended[init.pid].set()
@@ -219,6 +238,7 @@ class Node:
             "folders": {path.name for path in self.state.glob("sandboxes/*")},
             "sockets": {path.name for path in self.state.glob("run/agents/*")},
             "records": {path.name for path in self.state.glob("node/journal/*")},
+            "images": {path.name for path in self.state.glob("images/*")},
         }
         return {kind: names for kind, names in found.items() if names}
 

@@ -57,10 +57,10 @@ async def pause(machine: Machine, request: PauseSandbox) -> None:
     turn = machine.turns.of(request.sandbox_id)
     if request.sandbox_id in machine.paused:
         raise Conflict(f"sandbox is paused: {request.sandbox_id}")
-    machine.find(request.sandbox_id)
-    check_ability(machine, with_memory=request.memory)
     if turn.locked():
         raise Conflict(f"something else is being done with the sandbox: {request.sandbox_id}")
+    machine.find(request.sandbox_id)
+    check_ability(machine, with_memory=request.memory)
     async with turn:
         await _pause(machine, machine.find(request.sandbox_id), with_memory=request.memory)
 
@@ -90,6 +90,7 @@ async def _pause(machine: Machine, live: Live, *, with_memory: bool) -> None:
             live.record,
             state=next_state(live.record.state, "saved"),
             image=name,
+            is_frozen=False,
             images_made=live.record.images_made + 1,
             init=None,
         )
@@ -138,12 +139,14 @@ async def save(machine: Machine, live: Live, name: str, *, with_memory: bool, th
     begun = machine.images.begin(name)
     began_s = machine.clock.boot_s()
     try:
+        # Written down first: a node that dies in the middle leaves it standing still.
+        machine.note(live, msgspec.structs.replace(live.record, is_frozen=True))
         await machine.driver.freeze(sandbox_id, folder)
         try:
             await machine.driver.save(sandbox_id, folder, begun)
         finally:
             if thaws:
-                await machine.driver.thaw(sandbox_id, folder)
+                await thaw(machine, live)
         stood_still_s = machine.clock.boot_s() - began_s
         manifest = Manifest(
             machine.driver.capabilities().image_format,
@@ -158,11 +161,24 @@ async def save(machine: Machine, live: Live, name: str, *, with_memory: bool, th
         raise
 
 
+async def thaw(machine: Machine, live: Live) -> None:
+    """Have a sandbox go on that may have stood still for an image.
+
+    Raises:
+        Internal: It cannot, or did not stand still.
+    """
+    sandbox_id = live.record.request.sandbox_id
+    await machine.driver.thaw(sandbox_id, machine.folder(sandbox_id))
+    live.record = msgspec.structs.replace(live.record, is_frozen=False)
+    with contextlib.suppress(OSError):  # on a full disk the older record has it thawed once more
+        machine.journal.write(live.record)
+
+
 async def _go_on(machine: Machine, live: Live) -> None:
     """Have a sandbox that could not be saved run as before."""
     sandbox_id = live.record.request.sandbox_id
     with contextlib.suppress(Internal):  # it may never have been frozen
-        await machine.driver.thaw(sandbox_id, machine.folder(sandbox_id))
+        await thaw(machine, live)
     # In memory first: on a full disk the older record, `pausing`, leads to the same after a restart.
     live.record = msgspec.structs.replace(live.record, state=next_state(live.record.state, "not_saved"))
     with contextlib.suppress(OSError):

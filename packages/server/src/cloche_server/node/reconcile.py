@@ -95,9 +95,8 @@ async def _adopt(machine: Machine, live: Live) -> bool:
 
 async def _go_on(machine: Machine, live: Live) -> None:
     """Have a sandbox go on that stood still for an image when the node died, which it then does without."""
-    sandbox_id = live.record.request.sandbox_id
     with contextlib.suppress(Internal):  # it had not come to that
-        await machine.driver.thaw(sandbox_id, machine.folder(sandbox_id))
+        await pause.thaw(machine, live)
     machine.note(live, msgspec.structs.replace(live.record, state="running", is_frozen=False))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 
-import msgspec
 import structlog
 
 from cloche_server.node import pause
-from cloche_server.node.machine import Live, Machine
+from cloche_server.node.machine import Machine
 from cloche_server.node.messages import RemoveSnapshot, SnapshotTaken, TakeSnapshot
 from cloche_wire.errors import Conflict, InvalidArgument, NotEnoughSpace
 
@@ -48,25 +46,15 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
     pause.check_ability(machine, with_memory=request.memory)
     async with machine.turns.of(request.sandbox_id):
         live = machine.find(request.sandbox_id)
-        # Written down first: a node that dies in the middle leaves it standing still.
-        machine.note(live, msgspec.structs.replace(live.record, is_frozen=True))
         began_s = machine.clock.boot_s()
         try:
             saved = await pause.save(machine, live, name, with_memory=request.memory, thaws=True)
         except OSError as error:
             raise NotEnoughSpace("no space left for a snapshot") from error
-        finally:
-            await _note_thawed(machine, live)
         took_ms = round(1000 * (machine.clock.boot_s() - began_s))
     log.info("sandbox.copied", sandbox_id=request.sandbox_id, snapshot_id=request.snapshot_id, ms=took_ms)
     stall_ms = round(1000 * saved.stood_still_s)
     return SnapshotTaken(request.snapshot_id, saved.manifest.size_bytes, stall_ms)
-
-
-async def _note_thawed(machine: Machine, live: Live) -> None:
-    live.record = msgspec.structs.replace(live.record, is_frozen=False)
-    with contextlib.suppress(OSError):
-        machine.journal.write(live.record)
 
 
 def remove(machine: Machine, request: RemoveSnapshot) -> None:

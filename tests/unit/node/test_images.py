@@ -1,0 +1,115 @@
+"""Images: a name means that all of it is there, and every byte is what was written."""
+
+from pathlib import Path
+
+import pytest
+from tests.unit.node.conftest import BUILD_ID
+
+from cloche_server.node import images as images_module
+from cloche_server.node.images import Images, Manifest
+from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
+
+pytestmark = pytest.mark.anyio
+FORMAT = "remembering 1"
+MANIFEST = Manifest(FORMAT, BUILD_ID, "tree", "token")
+
+
+def discard(path: Path) -> None:
+    """At once, as the trash does in time."""
+    if path.is_dir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    return Images(tmp_path / "images", discard)
+
+
+async def made(images: Images, name: str = "a-1") -> Path:
+    begun = images.begin(name)
+    (begun / "pages.img").write_bytes(bytes(range(256)) * 64)
+    (begun / "checkpoint.img").write_bytes(b"state")
+    await images.commit(name, MANIFEST)
+    return begun.with_name(name)
+
+
+async def test_what_was_saved_is_opened(images: Images) -> None:
+    folder = await made(images)
+    path, manifest = await images.open("a-1", FORMAT)
+    assert path == folder
+    assert (manifest.access_token, manifest.size_bytes) == ("token", 256 * 64 + 5)
+    assert set(manifest.files) == {"pages.img", "checkpoint.img"}
+
+
+async def test_image_that_was_only_begun_has_no_name(images: Images) -> None:
+    images.begin("a-1")
+    assert "a-1" not in images
+    with pytest.raises(SnapshotNotFound):
+        await images.open("a-1", FORMAT)
+    assert images.remove_unfinished() == 1
+    assert images.names() == set()
+
+
+async def test_abandoned_image_leaves_nothing(images: Images, tmp_path: Path) -> None:
+    (images.begin("a-1") / "pages.img").write_bytes(b"half")
+    images.abandon("a-1")
+    images.abandon("a-1")
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["pages.img", "checkpoint.img", "manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "longer"])
+async def test_damaged_image_is_refused_by_name(images: Images, file: str, damage: str) -> None:
+    path = await made(images) / file
+    content = bytearray(path.read_bytes())
+    match damage:
+        case "truncated":
+            path.write_bytes(content[:-1])
+        case "flipped":
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        case "longer":
+            path.write_bytes(content + b"x")
+        case _:
+            path.unlink()
+    expected = SnapshotNotFound if (file, damage) == ("manifest", "missing") else SnapshotUnusable
+    with pytest.raises(expected, match="a-1"):
+        await images.open("a-1", FORMAT)
+
+
+async def test_image_of_another_version_is_refused_and_both_are_named(images: Images) -> None:
+    await made(images)
+    with pytest.raises(SnapshotUnusable, match="remembering 1, and this is remembering 2"):
+        await images.open("a-1", "remembering 2")
+
+
+async def test_every_open_reads_all_of_it_again_unless_once_is_enough(images: Images) -> None:
+    folder = await made(images)
+    await images.open("a-1", FORMAT, checked_before=True)
+    (folder / "pages.img").write_bytes(b"other")
+    await images.open("a-1", FORMAT, checked_before=True)
+    with pytest.raises(SnapshotUnusable):
+        await images.open("a-1", FORMAT)
+
+
+async def test_name_comes_after_everything_is_synced(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash of the machine finds no name whose content is not there."""
+    synced: list[str] = []
+    real = images_module.sync
+
+    def noted(path: Path) -> None:
+        synced.append(path.name)
+        real(path)
+
+    monkeypatch.setattr(images_module, "sync", noted)
+    await made(images)
+    assert synced == ["checkpoint.img", "pages.img", "manifest", "a-1.new", "images"]
+
+
+async def test_removed_image_is_gone_and_may_be_removed_again(images: Images) -> None:
+    await made(images)
+    images.remove("a-1")
+    images.remove("a-1")
+    assert "a-1" not in images
