@@ -16,8 +16,8 @@ from cloche_server import link
 from cloche_server.config import Config
 from cloche_server.edge import tls
 from cloche_server.edge.listener import Edge
-from cloche_server.node.messages import Dial, Route, RouteGone
-from cloche_wire.errors import PortClosed, SandboxNotFound
+from cloche_server.node.messages import Dial, Route, RouteGone, Wake
+from cloche_wire.errors import ClocheError, PortClosed, SandboxNotFound
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -33,6 +33,11 @@ class World:
         self.routes: dict[str, Route] = {}
         self.ports: dict[tuple[str, int], Serve] = {}
         self.dials: list[Dial] = []
+        self.wakes: list[str] = []
+        self.wake_asked = asyncio.Event()
+        self.wake_gate: asyncio.Event | None = None
+        """A wake waits for it."""
+        self.fails_wake: ClocheError | None = None
         self.seen: list[bytes] = []
         self.edge = Edge(self.config, tls.ServerCertificate(tls.folder(self.config)))
         self.address: tuple[str, int] = ("", 0)
@@ -48,6 +53,8 @@ class World:
             feed: asyncio.Queue[link.Event] = asyncio.Queue()
             self._feeds.add(feed)
             return link.Answer(list(self.routes.values()), events=self._events(feed))
+        if method == "wake":
+            return link.Answer(await self._wake(msgspec.json.decode(params, type=Wake).sandbox_id))
         dial = msgspec.json.decode(params, type=Dial)
         self.dials.append(dial)
         if dial.sandbox_id not in self.routes:
@@ -56,6 +63,23 @@ class World:
         if serve is None:
             raise PortClosed(f"port is not open: {dial.port}")
         return link.Answer({}, (await self._connect(serve),))
+
+    async def _wake(self, sandbox_id: str) -> Route:
+        self.wakes.append(sandbox_id)
+        self.wake_asked.set()
+        if self.wake_gate is not None:
+            await self.wake_gate.wait()
+        if self.fails_wake is not None:
+            raise self.fails_wake
+        if sandbox_id not in self.routes:
+            raise SandboxNotFound("no such sandbox")
+        return self.turn(sandbox_id, is_paused=False)
+
+    def turn(self, sandbox_id: str, *, is_paused: bool) -> Route:
+        """Have a sandbox paused or resumed, and say so."""
+        self.routes[sandbox_id] = msgspec.structs.replace(self.routes[sandbox_id], is_paused=is_paused)
+        self.announce(self.routes[sandbox_id])
+        return self.routes[sandbox_id]
 
     async def _events(self, feed: asyncio.Queue[link.Event]) -> AsyncIterator[link.Event]:
         while True:
@@ -81,15 +105,22 @@ class World:
 
         return run
 
-    async def add_sandbox(self, sandbox_id: str, *, announce: bool = True, **more: Any) -> Route:
+    async def add_sandbox(
+        self, sandbox_id: str, *, announce: bool = True, by_tcp: bool = False, **more: Any
+    ) -> Route:
         """Have a sandbox with both its services; they are `echo` unless replaced in `ports`."""
-        paths = {port: str(self.config.run_dir / f"{sandbox_id}.{port}") for port in (DAEMON, INTERPRETER)}
-        for port, path in paths.items():
-            serve = self.ports.get((sandbox_id, port), self.echo)
-            server = await asyncio.start_unix_server(self.recorded(serve), path)
+        addresses: dict[int, str] = {}
+        for port in (DAEMON, INTERPRETER):
+            serve = self.recorded(self.ports.get((sandbox_id, port), self.echo))
+            if by_tcp:
+                server = await asyncio.start_server(serve, "127.0.0.1", 0)
+                addresses[port] = "127.0.0.1:{1}".format(*server.sockets[0].getsockname())
+            else:
+                addresses[port] = str(self.config.run_dir / f"{sandbox_id}.{port}")
+                server = await asyncio.start_unix_server(serve, addresses[port])
             self._sandbox_servers.setdefault(sandbox_id, []).append(server)
         more.setdefault("access_token", f"token-of-{sandbox_id}")
-        route = Route(sandbox_id, paths[DAEMON], paths[INTERPRETER], **more)
+        route = Route(sandbox_id, addresses[DAEMON], addresses[INTERPRETER], **more)
         self.routes[sandbox_id] = route
         if announce:
             self.announce(route)

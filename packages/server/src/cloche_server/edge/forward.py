@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloche_server.edge import headers
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from cloche_server.config import Config
     from cloche_server.edge.headers import Sender
     from cloche_server.edge.heads import RequestHead
-    from cloche_server.edge.route_table import RouteTable
+    from cloche_server.edge.route_table import Attachment, RouteTable
     from cloche_server.edge.signed_urls import SignedUrls
     from cloche_server.edge.streams import Stream
+    from cloche_server.edge.waking import Waker
     from cloche_server.node.messages import Route
 
 _ENDING_S = 0.5
@@ -43,6 +46,7 @@ class Gateway:
     config: Config
     table: RouteTable
     signed_urls: SignedUrls
+    waker: Waker
 
 
 async def forward(gateway: Gateway, client: Stream, request: RequestHead, sender: Sender) -> bool:
@@ -109,22 +113,60 @@ async def _to_sandbox(
     if target.port == DAEMON_PORT:
         refuse_control_path(request)
     exchange = Exchange(client, request, is_probe=is_agent and _is_probe(request))
-    with gateway.table.attached(route.sandbox_id, exchange.cut):
+    with gateway.table.attached(route.sandbox_id, exchange.cut) as attachment:
+        upstream = await _reach(gateway, attachment, route, target.port)
         if is_agent:
-            socket_path = route.agent_address if target.port == DAEMON_PORT else route.interpreter_address
-            upstream = await connect_agent(socket_path, route.sandbox_id, gateway.table)
             fields = headers.to_agent(request, sender)
         else:
-            by_tls = target.port in route.https_ports
-            upstream = await connect_port(
-                gateway.config.edge_socket, route.sandbox_id, target.port, by_tls=by_tls
-            )
             fields = headers.to_user_port(request, sender, _masked_host(route, target.port))
         upgrade = _upgrade(request, {b"websocket"} if is_agent else None)
         outcome = await exchange.relay(upstream, fields, headers.from_sandbox, upgrade)
     if outcome is Outcome.UNANSWERED:
         await _explain_silence(gateway.table, exchange, route.sandbox_id, target.port)
     return outcome is Outcome.REUSE
+
+
+async def _reach(gateway: Gateway, attachment: Attachment, route: Route, port: int) -> Stream:
+    """Connect to a port of a sandbox that may be paused, or may be paused while we try.
+
+    Nothing of the request has been sent yet: it waits until the sandbox runs again, or is known to be gone.
+    """
+    cut = attachment.cut
+    while True:
+        attachment.cut = attachment.on_pause = _stay
+        if route.is_paused:
+            route = await gateway.waker.wake(route.sandbox_id)
+        attachment.cut = cut
+        try:
+            async with asyncio.timeout(None) as attempt:
+                attachment.on_pause = partial(_give_up, attachment, attempt)
+                stream = await _connect(gateway, route, port)
+        except (Refusal, TimeoutError):
+            now = gateway.table.get(route.sandbox_id)
+            if now is None or not now.is_paused:
+                raise
+            route = now
+            continue
+        attachment.on_pause = cut
+        return stream
+
+
+def _stay() -> None:
+    """Not cut off: who waits gets an answer."""
+
+
+def _give_up(attachment: Attachment, attempt: asyncio.Timeout) -> None:
+    """End an attempt to connect to what has just been paused; nothing would answer it."""
+    attachment.on_pause = _stay
+    attempt.reschedule(asyncio.get_running_loop().time())
+
+
+async def _connect(gateway: Gateway, route: Route, port: int) -> Stream:
+    if port not in {DAEMON_PORT, INTERPRETER_PORT}:
+        by_tls = port in route.https_ports
+        return await connect_port(gateway.config.edge_socket, route.sandbox_id, port, by_tls=by_tls)
+    address = route.agent_address if port == DAEMON_PORT else route.interpreter_address
+    return await connect_agent(address, route.sandbox_id, gateway.table)
 
 
 async def _explain_silence(table: RouteTable, exchange: Exchange, sandbox_id: str, port: int) -> None:

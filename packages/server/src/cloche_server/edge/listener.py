@@ -23,6 +23,7 @@ from cloche_server.edge.refusal import Refusal
 from cloche_server.edge.route_table import RouteTable
 from cloche_server.edge.signed_urls import SignedUrls
 from cloche_server.edge.streams import Stream
+from cloche_server.edge.waking import Waker
 from cloche_server.readiness import until_readable
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ class Edge:
             max_connections: Clients at once.
         """
         table = RouteTable(config.edge_socket)
-        self._gateway = Gateway(config, table, SignedUrls(table, SystemClock()))
+        self._gateway = Gateway(
+            config, table, SignedUrls(table, SystemClock()), Waker(config.edge_socket, table)
+        )
         self._certificate = certificate
         self._max_connections = max_connections
         self._clients: dict[asyncio.Task[None], Connection | None] = {}

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -40,6 +41,16 @@ _REMEMBERED_GONE = 4096
 log = structlog.get_logger()
 
 
+@dataclass(eq=False)
+class Attachment:
+    """A request that hangs on a sandbox."""
+
+    cut: Callable[[], None]
+    """Called when the sandbox goes."""
+    on_pause: Callable[[], None]
+    """Called when it is paused: `cut`, but where nothing has reached it yet."""
+
+
 class RouteTable:
     """Routes by sandbox and by token, and the streams that are open through each."""
 
@@ -53,7 +64,7 @@ class RouteTable:
         self._routes: dict[str, Route] = {}
         self._by_token: dict[bytes, str] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._streams: dict[str, set[Callable[[], None]]] = {}
+        self._streams: dict[str, set[Attachment]] = {}
         self._loaded = asyncio.Event()
         self._changed = asyncio.Event()
         self._waiting = 0
@@ -93,11 +104,16 @@ class RouteTable:
         log.info("edge.routes_loaded", known=len(routes))
 
     def add(self, route: Route) -> None:
-        """Take a new route, or a newer one of a known sandbox."""
+        """Take a new route, or a newer one of a known sandbox; one that is paused now has no streams left."""
+        known = self._routes.get(route.sandbox_id)
         self._forget_token(route.sandbox_id)
         self._gone.pop(route.sandbox_id, None)
         self._routes[route.sandbox_id] = route
         self._by_token[_digest(route.access_token)] = route.sandbox_id
+        if route.is_paused and known is not None and not known.is_paused:
+            # Of a connection by TCP nobody else would tell: its peer is gone without a word.
+            for attachment in tuple(self._streams.get(route.sandbox_id, ())):
+                attachment.on_pause()
         self._notify()
 
     def remove(self, sandbox_id: str) -> None:
@@ -107,8 +123,8 @@ class RouteTable:
         self._gone[sandbox_id] = None
         if len(self._gone) > _REMEMBERED_GONE:
             self._gone.popitem(last=False)
-        for cut in tuple(self._streams.get(sandbox_id, ())):
-            cut()
+        for attachment in tuple(self._streams.get(sandbox_id, ())):
+            attachment.cut()
         self._notify()
 
     # --- questions ------------------------------------------------------------------------------------------
@@ -117,9 +133,14 @@ class RouteTable:
         """Return every live route."""
         return list(self._routes.values())
 
+    def get(self, sandbox_id: str) -> Route | None:
+        """Return the route that the sandbox has now."""
+        return self._routes.get(sandbox_id)
+
     def is_live(self, sandbox_id: str) -> bool:
-        """Whether the sandbox has a route now."""
-        return sandbox_id in self._routes
+        """Whether the sandbox has a route now and is not paused."""
+        route = self._routes.get(sandbox_id)
+        return route is not None and not route.is_paused
 
     async def find(self, sandbox_id: str) -> Route:
         """Return the route of a sandbox; an unknown one is given a moment to turn up.
@@ -176,8 +197,8 @@ class RouteTable:
         return True
 
     @contextlib.contextmanager
-    def attached(self, sandbox_id: str, cut: Callable[[], None]) -> Generator[None, None, None]:
-        """Have `cut` called if the sandbox goes while the block runs.
+    def attached(self, sandbox_id: str, cut: Callable[[], None]) -> Generator[Attachment, None, None]:
+        """Have `cut` called if the sandbox goes or is paused while the block runs.
 
         Raises:
             Refusal: 502, it is gone already; 429, too many requests to it are open.
@@ -188,11 +209,12 @@ class RouteTable:
         if len(streams) >= MAX_STREAMS:
             message = "Too many connections to the sandbox"
             raise Refusal(429, message, sandbox_id, connection_limit=MAX_STREAMS)
-        streams.add(cut)
+        attachment = Attachment(cut, cut)
+        streams.add(attachment)
         try:
-            yield
+            yield attachment
         finally:
-            streams.discard(cut)
+            streams.discard(attachment)
             if not streams and self._streams.get(sandbox_id) is streams:
                 del self._streams[sandbox_id]
 

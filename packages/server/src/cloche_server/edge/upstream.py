@@ -17,12 +17,14 @@ from cloche_wire.errors import ClocheError, PortClosed, SandboxNotFound, Unavail
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import msgspec
+
     from cloche_server.edge.route_table import RouteTable
 
 API_PATIENCE_S = 2.0
 """How long a request waits for an api that is being restarted."""
 NODE_PATIENCE_S = 5.0
-"""How long a request for a user port waits for a node that is being restarted."""
+"""How long a request for a user port or a paused sandbox waits for a node that is being restarted."""
 DIAL_TIMEOUT_S = 10.0
 ENDING_S = 1.0
 """How long the node may take to say that a sandbox is gone whose agent no longer listens."""
@@ -46,14 +48,21 @@ async def connect_service(path: Path) -> Stream:
         raise Refusal(503, "the control plane does not answer", fields=((b"Retry-After", b"1"),)) from error
 
 
-async def connect_agent(path: str, sandbox_id: str, table: RouteTable) -> Stream:
+async def connect_agent(address: str, sandbox_id: str, table: RouteTable) -> Stream:
     """Connect to a service of a sandbox's agent.
+
+    Args:
+        address: The path of a Unix socket, or `address:port`.
+        sandbox_id: Whose.
+        table: Tells whether it is there.
 
     Raises:
         Refusal: 502, the agent is gone: it is the first process of its sandbox, so the sandbox is gone too.
     """
     try:
-        return await _connect_unix(path, patience_s=0)
+        if address.startswith("/"):
+            return await _connect_unix(address, patience_s=0)
+        return await _connect_tcp(address)
     except OSError as error:
         await table.wait_for(lambda: not table.is_live(sandbox_id), ENDING_S)
         raise sandbox_not_found(sandbox_id) from error
@@ -73,7 +82,9 @@ async def connect_port(edge_socket: Path, sandbox_id: str, port: int, *, by_tls:
         not answer.
     """
     try:
-        descriptors = await _dial(edge_socket, Dial(sandbox_id, port))
+        _, descriptors = await ask_node(edge_socket, "dial", Dial(sandbox_id, port), timeout_s=DIAL_TIMEOUT_S)
+        if not descriptors:
+            raise Unavailable("the node passed no connection")
     except SandboxNotFound as error:
         raise sandbox_not_found(sandbox_id) from error
     except PortClosed as error:
@@ -95,22 +106,24 @@ async def connect_port(edge_socket: Path, sandbox_id: str, port: int, *, by_tls:
         raise Refusal(502, "The port does not speak TLS", sandbox_id, port) from error
 
 
-async def _dial(edge_socket: Path, dial: Dial) -> list[int]:
+async def ask_node(
+    edge_socket: Path, method: str, params: object, *, timeout_s: float
+) -> tuple[msgspec.Raw, list[int]]:
+    """Return the node's answer and the descriptors with it; one that is being restarted is waited for.
+
+    Raises:
+        ClocheError: Whatever the node raised.
+        TimeoutError: No answer in time.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + NODE_PATIENCE_S
     while True:
         try:
-            _, descriptors = await link.call_for_descriptors(
-                edge_socket, "dial", dial, timeout_s=DIAL_TIMEOUT_S
-            )
+            return await link.call_for_descriptors(edge_socket, method, params, timeout_s=timeout_s)
         except Unavailable:
             if loop.time() > deadline:
                 raise
-            await asyncio.sleep(_RETRY_S)
-            continue
-        if not descriptors:
-            raise Unavailable("the node passed no connection")
-        return descriptors
+        await asyncio.sleep(_RETRY_S)
 
 
 async def _connect_unix(path: str, *, patience_s: float) -> Stream:
@@ -123,10 +136,7 @@ async def _connect_unix(path: str, *, patience_s: float) -> Stream:
     deadline = loop.time() + patience_s
     backlog_deadline = loop.time() + DIAL_TIMEOUT_S
     while True:
-        connection = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        connection = _new_socket(socket.AF_UNIX)
         try:
             connection.connect(path)
             return await _adopt(connection)
@@ -138,6 +148,26 @@ async def _connect_unix(path: str, *, patience_s: float) -> Stream:
             connection.close()
             raise
         await asyncio.sleep(_RETRY_S)
+
+
+async def _connect_tcp(address: str) -> Stream:
+    host, _, port = address.rpartition(":")
+    connection = _new_socket(socket.AF_INET)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A sandbox that has just gone refuses nothing: its whole network has gone with it.
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
+        return await _adopt(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _new_socket(family: socket.AddressFamily) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    return made
 
 
 @cache
