@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cloche_agent.kernels.driven_kernel.jupyter import JupyterBackend
 from cloche_agent.kernels.driven_kernel.variables import LANGUAGES
+from cloche_agent.kernels.driven_kernel.voice import Voice
 from cloche_agent.kernels.languages import find_language
 
 if TYPE_CHECKING:
@@ -59,3 +62,12 @@ def test_values_of_variables_are_text_in_every_language() -> None:
             assert json.dumps(hostile, ensure_ascii=False) in code
             assert "\n ü" not in code
     assert LANGUAGES["r"].assign({}) == ""
+
+
+def test_interrupts_that_came_after_the_last_look_are_not_passed_on_by_the_next_run() -> None:
+    with socket.socket() as nobody:
+        backend = JupyterBackend("any")
+        for _ in range(20):  # more than its pipe holds
+            for _ in range(4096):
+                backend.interrupt()
+            backend.settle(Voice(nobody))

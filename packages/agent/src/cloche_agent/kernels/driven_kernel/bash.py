@@ -85,7 +85,7 @@ class BashBackend:
             )
             status = self._await_end(self._number)
         self._is_over = True
-        if status is not None and self._is_interrupted and not self._settle():
+        if status is not None and self._is_interrupted and not self._has_settled():
             status = None
         if status is None:
             self._renew(voice)
@@ -96,13 +96,18 @@ class BashBackend:
         if status:
             voice.error("ExitStatus", str(status), f"exit status {status}")
 
+    def settle(self, voice: Voice) -> None:
+        """Wait as after a cell that was interrupted: the last signals go to bash too, past this process."""
+        if not self._has_settled():
+            self._renew(voice)
+
     def interrupt(self) -> None:
         """End what bash waits for, and what it does; nothing once the cell is over."""
         if not self._is_over:
             self._is_interrupted = True
             interrupt_group()
 
-    def _settle(self) -> bool:
+    def _has_settled(self) -> bool:
         """Wait until bash has taken every interrupt; False when it has ended.
 
         The agent repeats itself, and a signal that bash takes while it reads its next line makes it forget

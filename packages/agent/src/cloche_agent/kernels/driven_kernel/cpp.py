@@ -111,6 +111,9 @@ class CppBackend:
         finally:
             self.assign(before)
 
+    def settle(self, voice: Voice) -> None:
+        """Nothing is left: signals came to this process before the run did, and cells run in it."""
+
     def interrupt(self) -> None:
         """End the compiler; a cell that runs has a handler of its own (cell.hpp)."""
         self._is_interrupted = True

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         def run(self, code: str, variables: dict[str, str], voice: Voice) -> None:
             """Run a cell with these variables set for its time; returns when it is over."""
 
+        def settle(self, voice: Voice) -> None:
+            """The run before was interrupted: what is left of that must not hit the next one."""
+
         def interrupt(self) -> None:
             """End the cell that runs; called from a signal handler."""
 
@@ -106,6 +109,8 @@ class Driver:
         """Run one cell, whatever becomes of it."""
         self._count += 1
         self._voice.say({"type": "started", "id": request["id"], "count": self._count})
+        if request.get("settle"):
+            self._backend.settle(self._voice)
         if request.get("env") is not None:
             self._follow(request["env"])
         self._is_running = True

@@ -177,6 +177,11 @@ class JupyterBackend:
             if assignments is not None:
                 self._execute(assignments.give_back(variables), None)
 
+    def settle(self, voice: Voice) -> None:
+        """Forget what came after the last look: it was for a cell that had ended."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._awake_read, 4096)
+
     def interrupt(self) -> None:
         """Have the loop pass the interrupt on: a handler must not use its sockets."""
         os.write(self._awake_write, b"\0")
@@ -195,7 +200,8 @@ class JupyterBackend:
             quiet_ms = 0 if ready else quiet_ms + _PATIENCE_MS
             if self._awake_read in ready:
                 os.read(self._awake_read, 4096)
-                self._pass_interrupt()
+                if voice is not None:  # what puts a run's variables back is to come to its end
+                    self._pass_interrupt()
             for message in self._taken(self._output):
                 run.hear(message)
             for message in self._taken(self._shell):
