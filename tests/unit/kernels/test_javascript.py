@@ -270,6 +270,18 @@ async def test_an_interrupt_that_comes_as_its_cell_ends_ends_nothing_else(interp
         assert (execution.text, execution.error) == ("1", None)
 
 
+async def test_a_module_that_was_interrupted_as_it_loaded_is_loaded_anew(
+    interpreter: Interpreter, tmp_path: Path
+) -> None:
+    """A package of the user's, and one of Node's own: the first use of `fetch` loads for 10 ms."""
+    source = "exports.half = 1; console.log('started'); while (globalThis.isSlow); exports.whole = 2"
+    (tmp_path / "package.js").write_text(source)
+    await interpreter.abandon("isSlow = true; require('./package')", until="started", language="js")
+    assert await text(interpreter, "isSlow = false; require('./package').whole") == "2"
+    await interpreter.abandon("console.log('started'); fetch('data:,')", until="started", language="js")
+    assert await text(interpreter, "await (await fetch('data:,whole')).text()") == "whole"
+
+
 async def test_cells_that_listen_to_the_signal_are_interrupted_too(interpreter: Interpreter) -> None:
     await run(interpreter, "var heard = 0; process.on('SIGINT', () => heard++)")
     for code in ("while (true);", "await new Promise(() => {})"):

@@ -74,7 +74,9 @@ class Kernel {
       this._channel.isInterruptible = true
       value = script.runInThisContext({ breakOnSigint: true, displayErrors: false })
     } catch (error) {
-      throw error?.code === INTERRUPTED ? new Interrupted() : error
+      if (error?.code !== INTERRUPTED) throw error
+      modules.forgetHalfLoaded()
+      throw new Interrupted()
     } finally {
       this._channel.isInterruptible = false
     }

@@ -8,7 +8,7 @@ const process = require('node:process')
 const { pathToFileURL } = require('node:url')
 const vm = require('node:vm')
 
-const { Boolean, Error, Object, SyntaxError } = globalThis
+const { Boolean, Error, Map, Object, SyntaxError } = globalThis
 
 /** Folders of global packages: npm's own prefix first. */
 const GLOBAL_FOLDERS = [
@@ -109,6 +109,23 @@ function meta() {
   })
 }
 
+/** After an interrupt: what it has stopped in the middle of its loading is loaded anew when it is next asked for. */
+function forgetHalfLoaded() {
+  // Both notes are taken back in a `finally`, which the end of a script leaves out. With its note of loading, a module
+  // gives out for ever what it had exported until then.
+  for (const builtin of builtins().values()) if (builtin.loading) builtin.loading = false
+  for (const [file, module] of Object.entries(Module._cache)) if (!module.loaded) delete Module._cache[file]
+}
+
+/** Node's own modules by name; none where some Node keeps them elsewhere. */
+function builtins() {
+  try {
+    return require('internal/modules/helpers').loadBuiltinModule('fs').constructor.map
+  } catch {
+    return new Map()
+  }
+}
+
 /** A package that the kernel itself needs, from a global folder. @throws where it is in none. */
 function requireGlobal(name) {
   const folders = [...(process.env.NODE_PATH ?? '').split(':').filter(Boolean), ...GLOBAL_FOLDERS]
@@ -117,4 +134,4 @@ function requireGlobal(name) {
   return require(path.join(folder, name))
 }
 
-module.exports = { bind, importModuleDynamically, load, makeRequire, meta, requireGlobal }
+module.exports = { bind, forgetHalfLoaded, importModuleDynamically, load, makeRequire, meta, requireGlobal }
