@@ -26,7 +26,8 @@ class Runsc(NamedTuple):
 
     def command(self, root: Path, *arguments: str) -> list[str]:
         """One call, for sandboxes whose state lies in `root`."""
-        return [self.path, *_FLAGS, f"--root={root}", *arguments]
+        since = [flag for release, flag in _FLAGS_SINCE if _release(self.version) >= release]
+        return [self.path, *_FLAGS, *since, f"--root={root}", *arguments]
 
 
 _FLAGS = (
@@ -40,6 +41,10 @@ _FLAGS = (
     "--ignore-cgroups",
     # A connection to outside would refuse the checkpoint; it is reset instead.
     "--net-disconnect-ok",
+)
+_FLAGS_SINCE = (
+    # sudo and su work inside; before, programs with the setuid bit run as whoever starts them.
+    ("20250812", "--allow-suid"),
 )
 
 
