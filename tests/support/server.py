@@ -18,7 +18,7 @@ from cloche_server import link
 from cloche_server.cli.env import variables
 from cloche_server.cli.lock import running_server
 from cloche_wire.errors import ClocheError
-from tests.support import census, templates
+from tests.support import capabilities, census, templates
 from tests.support.waiting import until
 
 PARTS = ("node", "api", "edge", "egress", "content")
@@ -28,14 +28,16 @@ START_S = 60.0
 class Server:
     """One server that may be started, maimed and started again on the same state and the same port."""
 
-    def __init__(self, state: Path, *, isolation: str = "container", ahead: int = 0) -> None:
+    def __init__(self, state: Path, *, isolation: str | None = None, ahead: int = 0) -> None:
         """Choose a port; nothing runs until `start`.
+
+        Without an isolation it is that of CLOCHE_TEST_ISOLATION, so that suites can be run on each.
 
         None made ahead by itself: tests count what is there, and start what they look at.
         """
         self.state = state
         self.ahead = ahead
-        self.isolation = isolation
+        self.isolation = isolation or os.environ.get("CLOCHE_TEST_ISOLATION", "container")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = state.parent / f"{state.name}.log"
@@ -80,6 +82,9 @@ class Server:
         argv += ["--ahead", str(self.ahead)]
         if not self.templates.exists():
             templates.link(self.templates)
+        if not (tools := self.state / "tools").is_symlink() and capabilities.tools_folder().exists():
+            self.state.mkdir(mode=0o755, exist_ok=True)
+            tools.symlink_to(capabilities.tools_folder())
         env = os.environ | {"CLOCHE_TEMPLATES": str(self.templates)}
         with self.log.open("ab") as log:
             # A session of its own: an interrupt at the terminal is for the tests, which then end the server.
