@@ -39,6 +39,27 @@ def test_second_init_needs_the_token_and_changes_the_environment(tmp_path: Path)
         }  # fmt: skip
 
 
+def test_a_restored_agent_is_told_anew_with_its_old_token(tmp_path: Path) -> None:
+    with running_agent(tmp_path) as agent:
+        for wrong in (
+            '{"restored": 1}',
+            '{"restored": true, "hostname": "a b"}',
+            '{"etcFiles": {"../x": ""}}',
+        ):
+            assert agent.request("POST", "/init", wrong).status == 400
+        told = json.dumps({"restored": True, "accessToken": "new", "sandboxId": "ifork", "hostname": "ifork"})
+        assert agent.request("POST", "/init", told, X_Access_Token="new").status == 401
+        assert agent.request("POST", "/init", told).status == 204
+        assert agent.request("GET", "/envs").status == 401
+        agent.token = "new"
+        envs = agent.request("GET", "/envs").json
+        assert (envs["E2B_SANDBOX_ID"], envs["E2B_TEMPLATE_ID"]) == ("ifork", "template")
+        assert envs["FROM_SANDBOX"] == "1"
+        assert [entry["message"] for entry in agent.request("GET", "/logs").json] == [
+            "sandbox started", "sandbox restored",
+        ]  # fmt: skip
+
+
 def test_wrong_or_missing_token_is_refused_everywhere(agent: Agent) -> None:
     for target in ("/metrics", "/envs", "/files?path=/etc/passwd", "/nope"):
         assert agent.request("GET", target, X_Access_Token="wrong").status == 401

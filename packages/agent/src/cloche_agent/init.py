@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cloche_agent.activity import Activity
+from cloche_agent.host_identity import host_identity
 from cloche_agent.http import Response
 from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cloche_agent.http import Request
     from cloche_agent.kernels.zygote import Zygote
 
@@ -38,6 +41,8 @@ class Sandbox:
     token: str | None = None
     env: dict[str, str] = field(default_factory=dict[str, str])
     """Variables of every process, after PATH, HOME, USER and LOGNAME and before those of the request."""
+    _variables: dict[str, str] = field(default_factory=dict[str, str])
+    """Those of `env` that do not follow from the other settings."""
     default_user: str = "user"
     default_workdir: str | None = None
     sandbox_id: str = ""
@@ -56,6 +61,12 @@ class Sandbox:
     """Modules that the first context of Python imports before it is ready."""
     zygote: Zygote | None = None
     """What kernels of Python may be forked from."""
+    restores: int = 0
+    """How often a checkpoint of it was restored, as far as it remembers: siblings count alike."""
+    on_restore: list[Callable[[], Awaitable[None]]] = field(
+        default_factory=list["Callable[[], Awaitable[None]]"]
+    )
+    """What each part of the agent does before the sandbox is used again."""
 
     def authorized(self, token: str | None) -> bool:
         """Whether `token` is the sandbox's access token; compared in constant time."""
@@ -77,7 +88,7 @@ class Sandbox:
         user, workdir = _text(settings, "defaultUser"), _text(settings, "defaultWorkdir")
         sandbox_id, template_id = _text(settings, "sandboxId"), _text(settings, "templateId")
         cpu_count, memory_mib = _count(settings, "cpuCount"), _count(settings, "memoryMib")
-        is_first = self.token is None
+        is_first, is_restored = self.token is None, _flag(settings, "restored")
         self.token = token or self.token
         self.cpu_count = cpu_count or self.cpu_count
         self.memory_bytes = memory_mib << 20 or self.memory_bytes
@@ -85,11 +96,16 @@ class Sandbox:
         self.default_workdir = workdir or self.default_workdir
         self.sandbox_id = sandbox_id or self.sandbox_id
         self.template_id = template_id or self.template_id
-        if variables is not None or not self.env:
-            identity = {"E2B_SANDBOX_ID": self.sandbox_id, "E2B_TEMPLATE_ID": self.template_id}
-            self.env = {"E2B_SANDBOX": "true", **identity, **(variables or {})}
+        self._variables = self._variables if variables is None else variables
+        identity = {"E2B_SANDBOX_ID": self.sandbox_id, "E2B_TEMPLATE_ID": self.template_id}
+        env = {"E2B_SANDBOX": "true", **identity, **self._variables}
+        if env != self.env:
+            self.env = env
         if is_first:
             self.activity.note("info", "sandbox", "sandbox started")
+        elif is_restored:
+            self.activity.note("info", "sandbox", "sandbox restored")
+        self.restores += is_restored
 
     def prepare(self, settings: dict[str, object]) -> None:
         """Take over what is known before the sandbox is anybody's.
@@ -101,7 +117,7 @@ class Sandbox:
         names = cast("list[object]", imports) if isinstance(imports, list) else [None]
         if not all(isinstance(name, str) for name in names):
             raise InvalidArgument("not a list of strings: imports")
-        self.env = variables or {}
+        self.env = self._variables = variables or {}
         self.imports = tuple(map(str, names))
         self.wanted.set()
 
@@ -118,6 +134,13 @@ def _count(settings: dict[str, object], name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31:
         return value
     raise InvalidArgument(f"not a count: {name}")
+
+
+def _flag(settings: dict[str, object], name: str) -> bool:
+    value = settings.get(name, False)
+    if isinstance(value, bool):
+        return value
+    raise InvalidArgument(f"not a boolean: {name}")
 
 
 def _variables(settings: dict[str, object]) -> dict[str, str] | None:
@@ -142,15 +165,26 @@ def _variables(settings: dict[str, object]) -> dict[str, str] | None:
 async def handle_init(sandbox: Sandbox, request: Request) -> Response:
     """Serve `POST /init`. The first call binds the agent to its token; later ones must bring that token.
 
+    With `restored` the sandbox has just come back from a checkpoint, perhaps as one of several. The answer
+    comes when what siblings must not share has been renewed, as far as that can be done at once.
+
     Raises:
         Unauthenticated: The agent is bound and the header's token is not the one.
-        InvalidArgument: The body is not what `Sandbox.apply` takes.
+        InvalidArgument: The body is not what `Sandbox.apply` and `host_identity` take. Nothing is changed
+            then.
     """
     if sandbox.token is not None and not sandbox.authorized(request.headers.get("x-access-token")):
         raise Unauthenticated("access token is missing or wrong")
-    sandbox.apply(await _settings(request))
+    settings = await _settings(request)
+    identity = host_identity(settings)
+    restores = sandbox.restores
+    sandbox.apply(settings)
     if os.getpid() == 1:
+        identity.show()
         _show_identity(sandbox)
+    if sandbox.restores != restores:
+        for renew in sandbox.on_restore:
+            await renew()
     return Response(204, [("x-envd-version", ENVD_VERSION), ("cache-control", "no-store")])
 
 

@@ -124,12 +124,14 @@ class Context:
             self._kernel = None
 
     async def _start(self, attempt: _Attempt, imports: tuple[str, ...]) -> None:
+        restores = self._sandbox.restores
         try:
             plan = KernelPlan(
                 self.language, self._kernels, self._sandbox.env, self.cwd, imports,
                 self._sandbox.zygote if self.language is PYTHON else None,
             )  # fmt: skip
             self._kernel = await start_kernel(plan, self._reaper, self.tasks)
+            self._kernel.is_stale = restores != self._sandbox.restores
             if self.is_closed:
                 self._kernel.kill("its context was removed")
         except (KernelStartError, OSError) as error:
@@ -137,6 +139,11 @@ class Context:
         finally:
             self._attempt = None
             attempt.done.set()
+
+    async def renew(self) -> None:
+        """Have the kernel renew what siblings of a checkpoint would share; one that starts is told later."""
+        if self._kernel is not None:
+            await self._kernel.renew()
 
     async def take_lost(self) -> str:
         """Why the kernel died while nothing ran, told once; empty when it did not."""

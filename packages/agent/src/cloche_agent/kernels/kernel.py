@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cloche_agent.kernels.channel import FrameChannel, KernelProtocolError, Message, OutputPipe, text_of
-from cloche_agent.kernels.languages import DEFAULT_PATH
+from cloche_agent.kernels.languages import DEFAULT_PATH, PYTHON
+from cloche_agent.kernels.renewal import Renewal
 from cloche_agent.kernels.zygote import wait
 from cloche_agent.process.spawn import SpawnRequest, spawn
 from cloche_agent.users import User, lookup
@@ -29,6 +30,7 @@ START_DEADLINE_S = 60.0
 """IPython starts in 0.3 s; this is for a cold disk and a machine that swaps."""
 _END_DEADLINE_S = 2.0
 _KERNEL_FD = 3
+_RENEWAL_FD = 4
 
 
 class KernelStartError(Exception):
@@ -63,15 +65,17 @@ class _Process(NamedTuple):
     channel: FrameChannel
     ended: Coroutine[None, None, int]
     """Gives its raw wait status."""
+    renewal: Renewal | None = None
 
 
 class Kernel:
     """A running kernel. Made by `start_kernel`."""
 
-    def __init__(self, pid: int, channel: FrameChannel, sandbox_env: Mapping[str, str]) -> None:
+    def __init__(self, process: _Process, sandbox_env: Mapping[str, str]) -> None:
         """Take over a process that has just been started."""
-        self.pid = pid
-        self.channel = channel
+        self.pid = process.pid
+        self.channel = process.channel
+        self._renewal = process.renewal
         self.sandbox_env = sandbox_env
         """The sandbox's variables as the kernel knows them."""
         self.ended = asyncio.Event()
@@ -79,6 +83,8 @@ class Kernel:
         """Whether the run posted last has been interrupted: a signal may still be on its way in there."""
         self.end_reason = ""
         """How the process ended, in words; empty before, unless we have killed it."""
+        self.is_stale = False
+        """It is to renew what siblings of a checkpoint would share, before its next run."""
 
     @property
     def is_usable(self) -> bool:
@@ -94,6 +100,14 @@ class Kernel:
         finally:
             self.kill("the interpreter ends")
             self.channel.end()
+            if self._renewal is not None:
+                self._renewal.close()
+
+    async def renew(self) -> None:
+        """Have it renew what it would share with siblings: at once where it can, else before its next run."""
+        self.is_stale = True
+        if self._renewal is not None and self.is_usable and await self._renewal.ask():
+            self.is_stale = False
 
     async def wait_for_end(self, otherwise: str) -> str:
         """The reason of an end that its closed connection has announced; kills it where none comes."""
@@ -143,14 +157,16 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
     Raises:
         KernelStartError: The template lacks what it takes, the folder is missing, or it takes too long.
     """
-    pid, channel, ended = await _fork(plan) or _launch(plan, reaper)
-    kernel = Kernel(pid, channel, plan.env)
-    watchers.create_task(kernel.watch(ended))
+    process = await _fork(plan) or _launch(plan, reaper)
+    kernel = Kernel(process, plan.env)
+    watchers.create_task(kernel.watch(process.ended))
     is_ready = False
     try:
         async with asyncio.timeout(START_DEADLINE_S):
             settings: Message = {"cwd": plan.cwd, "env": environment(plan.env)}
-            kernel.channel.post(settings | ({"imports": list(plan.imports)} if plan.imports else {}))
+            settings |= {"imports": list(plan.imports)} if plan.imports else {}
+            settings |= {"renewal": _RENEWAL_FD} if process.renewal is not None else {}
+            kernel.channel.post(settings)
             greeting = await kernel.channel.receive()
         is_ready = bool(greeting) and greeting[0].get("type") == "ready"
         if is_ready:
@@ -159,7 +175,7 @@ async def start_kernel(plan: KernelPlan, reaper: Reaper, watchers: asyncio.TaskG
             kind, message = text_of(greeting[0], "kind"), text_of(greeting[0], "message")
             raise KernelStartError(_explain(kind, message[:2000], plan))
         reason = await kernel.wait_for_end("the kernel closed its connection")
-        raise KernelStartError(f"{reason} before it was ready: {channel.last_words()}")
+        raise KernelStartError(f"{reason} before it was ready: {kernel.channel.last_words()}")
     except TimeoutError as error:
         raise KernelStartError(f"the kernel was not ready within {START_DEADLINE_S:.0f} s") from error
     except KernelProtocolError as error:
@@ -214,18 +230,25 @@ def _launch(plan: KernelPlan, reaper: Reaper) -> _Process:
     """Start the process in this sandbox."""
     user = account()
     argv = plan.language.argv(plan.kernels, _KERNEL_FD)
-    with _Ends() as ends:
-        # SAFETY: the kernel gets its own ends of these three, and no other descriptor: spawn closes all
-        # others.
+    renewal = Renewal() if plan.language is PYTHON else None
+    with _Ends() as ends, contextlib.ExitStack() as undo:
+        further = {_KERNEL_FD: ends.theirs.fileno()}
+        if renewal is not None:
+            undo.callback(renewal.close)
+            further[_RENEWAL_FD] = renewal.theirs.fileno()
+        # SAFETY: the kernel gets its own ends of these, and no other descriptor: spawn closes all others.
         request = SpawnRequest(
             argv, environment(plan.env), "/", user.uid, user.gid, user.groups,
-            stdout=ends.out, stderr=ends.err, pass_fds={_KERNEL_FD: ends.theirs.fileno()},
+            stdout=ends.out, stderr=ends.err, pass_fds=further,
         )  # fmt: skip
         try:
             pid = spawn(request)
         except ClocheError as error:
             raise KernelStartError(f"{error.message}; {plan.language.needs}") from error
-        return _Process(pid, ends.take(), reaper.wait(pid))
+        undo.pop_all()
+        if renewal is not None:
+            renewal.theirs.close()
+        return _Process(pid, ends.take(), reaper.wait(pid), renewal)
 
 
 def _explain(kind: str, message: str, plan: KernelPlan) -> str:

@@ -98,6 +98,7 @@ class Run:
         env = self._context.sandbox_env
         is_new = env is not kernel.sandbox_env
         kernel.sandbox_env = env
+        is_stale, kernel.is_stale = kernel.is_stale, False
         kernel.channel.open_run()
         kernel.channel.post(
             {
@@ -106,6 +107,7 @@ class Run:
                 "env": environment(env) if is_new else None,
                 "env_vars": dict(self._variables),
                 "settle": kernel.was_interrupted,
+                "renew": is_stale,
             }
         )
         kernel.was_interrupted = False

@@ -46,6 +46,7 @@ class InterpreterService:
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
         """By name of their language: those that code without a context runs in."""
+        sandbox.on_restore.append(self._renew)
 
     async def run(self) -> None:
         """Own the kernels until cancelled, then end them. Only one that `/prepare` wants starts unasked.
@@ -160,6 +161,11 @@ class InterpreterService:
         return json_response(None)
 
     # --- contexts
+
+    async def _renew(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for context in self._contexts.values():
+                tasks.create_task(context.renew())
 
     def _find(self, context_id: str) -> Context | None:
         if context_id == _DEFAULT:

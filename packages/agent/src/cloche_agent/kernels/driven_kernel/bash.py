@@ -69,6 +69,10 @@ class BashBackend:
             if _NAME.match(name):
                 self._tell(f"unset {name}\n" if value is None else f"export {name}={_quoted(value)}\n")
 
+    def renew(self) -> None:
+        """Seed bash's own generator; `$SRANDOM` needs no seed."""
+        self._tell(f"RANDOM={int.from_bytes(os.urandom(3), 'big')}\n")
+
     def run(self, code: str, variables: dict[str, str], voice: Voice) -> None:
         """Run a cell; an exit code that is not 0 is an error, as in Jupyter's kernel."""
         self._number += 1

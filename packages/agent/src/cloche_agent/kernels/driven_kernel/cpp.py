@@ -99,6 +99,9 @@ class CppBackend:
             else:
                 os.environ[name] = value
 
+    def renew(self) -> None:
+        """Nothing: what has a seed is the code's own."""
+
     def run(self, code: str, variables: dict[str, str], voice: Voice) -> None:
         """Compile a cell and run it."""
         self._number += 1

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
         def assign(self, variables: dict[str, Optional[str]]) -> None:
             """Set environment variables for good; None takes one away."""
 
+        def renew(self) -> None:
+            """Renew what the context would share with siblings of a checkpoint, as far as it can be."""
+
         def run(self, code: str, variables: dict[str, str], voice: Voice) -> None:
             """Run a cell with these variables set for its time; returns when it is over."""
 
@@ -113,6 +116,8 @@ class Driver:
             self._backend.settle(self._voice)
         if request.get("env") is not None:
             self._follow(request["env"])
+        if request.get("renew"):
+            self._backend.renew()
         self._is_running = True
         try:
             self._backend.run(request["code"], request["env_vars"], self._voice)

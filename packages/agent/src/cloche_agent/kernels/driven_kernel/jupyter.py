@@ -166,6 +166,9 @@ class JupyterBackend:
         if self._assignments is not None and variables:
             self._execute(self._assignments.assign(variables), None)
 
+    def renew(self) -> None:
+        """Nothing: what has a seed is the code's own."""
+
     def run(self, code: str, variables: dict[str, str], voice: Voice) -> None:
         """Run a cell; a language we know nothing of runs it without the variables, as in E2B."""
         assignments = self._assignments if variables else None

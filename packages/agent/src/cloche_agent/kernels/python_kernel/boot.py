@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from . import frames
 from .renew import remember, renew, unchanged
+from .renewal import answer_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +97,7 @@ def serve(descriptor: int, failure: Optional[dict[str, str]] = None) -> None:
     if failure is not None:
         sock.sendall(frames.encode({"type": "failed", **failure}))
         return
-    kernel.prepare(settings.get("imports"))
+    kernel.prepare(settings.get("renewal"), settings.get("imports"))
     sock.sendall(frames.encode({"type": "ready", "version": sys.version.split()[0], "pid": os.getpid()}))
     kernel.run()
 
@@ -137,9 +138,14 @@ class Kernel:
         self._shell: KernelShell = make_shell()
         self._shell.attach(self._outbox, self._interrupts)
 
-    def prepare(self, imports: Optional[list[str]]) -> None:
-        """Begin to send; where nobody waits yet, pay now for these modules and what first cells import."""
+    def prepare(self, renewal: Optional[int], imports: Optional[list[str]]) -> None:
+        """Begin to send, and to listen on the descriptor `renewal`.
+
+        Where nobody waits yet, pay now for these modules and what first cells import.
+        """
         self._outbox.start()
+        if renewal is not None:
+            answer_on(renewal)
         if imports is None:
             return
         if self._shell.is_warm:
@@ -163,6 +169,8 @@ class Kernel:
 
     def _execute(self, request: dict[str, Any]) -> None:
         run_id: int = request["id"]
+        if request.get("renew"):
+            renew()
         if request.get("env") is not None:
             self._renew_environment(request["env"])
         self._outbox.begin(run_id)

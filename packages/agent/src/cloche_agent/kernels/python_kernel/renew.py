@@ -1,6 +1,8 @@
 # ruff: noqa: ANN401, SLF001 - modules of the template, whatever they are
 """What a fork must not have in common with its siblings, what it lacks, and what shows that it is too old.
 
+A process that is restored from a checkpoint has siblings too: other restores of the same one.
+
 See: security specification 2.8; rand(7ossl) RAND_add; OpenBLAS, openblas_set_num_threads; CPython,
 Lib/tempfile.py, Lib/uuid.py, Lib/multiprocessing/process.py.
 """
@@ -97,11 +99,17 @@ def _tempfile(module: Any) -> None:
 
 
 def _uuid(module: Any) -> None:
-    module._node = module._last_timestamp = None
+    for name in ("_node", "_last_timestamp", "_last_timestamp_v6", "_last_timestamp_v7"):
+        if hasattr(module, name):
+            setattr(module, name, None)
+    # libuuid has a sequence number in its own memory; without it uuid1 draws one.
+    module._generate_time_safe = None
 
 
 def _multiprocessing(module: Any) -> None:
-    module.current_process().authkey = os.urandom(32)
+    # Programs that it has started know the key: a restored Manager or Pool would not be understood any more.
+    if not module._children:
+        module.current_process().authkey = os.urandom(32)
 
 
 def _ssl(module: Any) -> None:

@@ -57,6 +57,7 @@ module ClocheKernel
     def execute(request)
       @count += 1
       say(type: "started", id: request["id"], count: @count)
+      srand if request["renew"]
       follow(request["env"]) if request["env"]
       before = request["env_vars"].to_h { |name, _| [name, ENV[name]] }
       ENV.update(request["env_vars"])
