@@ -173,12 +173,13 @@ def test_what_a_registry_breaks_off_is_fetched_once_more_and_told(
     tries: list[str] = []
     told: list[str] = []
 
-    def fail_once(build: object, title: str, command: list[str], **_: str) -> None:
+    def fail_once(build: object, title: str, command: list[str], **_: str) -> str:
         tries.append(title)
         if title == "mmdebstrap" and tries.count(title) == 1:
             raise Unavailable("mmdebstrap failed with status 25:\nE: half a line")
         if title == "mmdebstrap":
             (Path(command[-4]) / "dev").mkdir(parents=True)
+        return "[]"
 
     monkeypatch.setattr(builder, "_check_prerequisites", lambda *_: None)
     monkeypatch.setattr(builder._Build, "_command", fail_once)

@@ -29,7 +29,8 @@ import msgspec
 
 from cloche_server import disk_space
 from cloche_server.config import API_UID, Config
-from cloche_server.templates import host_settings, manifest, recipe
+from cloche_server.node.create import Template
+from cloche_server.templates import host_settings, manifest, recipe, trial
 from cloche_server.templates.manifest import MANIFEST_NAME, Manifest
 from cloche_server.templates.recipe import Recipe
 from cloche_wire.errors import PermissionDenied, Unavailable
@@ -148,7 +149,9 @@ def _build(folder: Path, wanted: Recipe, base: Manifest | None, progress: Progre
         work.mkdir(mode=0o750)
         os.chown(work, 0, API_UID)
         base_rootfs = folder / base.build_id / base.rootfs if base else None
-        _Build(work, wanted, base_rootfs, progress, lock).run()
+        build = _Build(work, wanted, base_rootfs, progress, lock)
+        build.run()
+        made = msgspec.structs.replace(made, warnings=build.warnings)
         target = work / MANIFEST_NAME
         target.write_bytes(msgspec.json.format(msgspec.json.encode(made)))
         target.chmod(0o644)
@@ -174,6 +177,7 @@ class _Build:
         self.lock = lock
         self.commands: set[subprocess.Popen[bytes]] = set()
         self.is_stopping = False
+        self.warnings: list[str] = []
         self.env = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
@@ -200,6 +204,7 @@ class _Build:
                 self._stop_commands()
                 raise
         self._stage("the last stage", self._customize)
+        self._stage("imports", self._try_imports)
         shutil.rmtree(self.parts)
 
     def _stage(self, title: str, act: Callable[[], None]) -> None:
@@ -290,14 +295,25 @@ class _Build:
         for device in (self.rootfs / "dev").iterdir():  # a sandbox gets a /dev of its own
             shutil.rmtree(device) if device.is_dir() and not device.is_symlink() else device.unlink()
 
-    def _inside(self, title: str, *command: str, **variables: str) -> None:
+    def _try_imports(self) -> None:
+        """Import what sandboxes have imported: where that fails they start without, without a word."""
+        command = trial.command(Template(self.rootfs.name).warm)
+        try:
+            output = self._inside("the trial", *command, **self.recipe.environment, **trial.VARIABLES)
+        except Unavailable as error:
+            output = error.message
+        self.warnings = trial.warnings(output)
+        for warning in self.warnings:
+            self.progress(f"  warning: {warning}")
+
+    def _inside(self, title: str, *command: str, **variables: str) -> str:
         """Run a command in the new root."""
         # SAFETY: all mounts live in the command's own mount namespace and end with it.
         argv = [*_OWN_NAMESPACES, "sh", "-euc", _ENTER, "sh", str(self.rootfs), *command]
-        self._command(title, argv, **variables)
+        return self._command(title, argv, **variables)
 
-    def _command(self, title: str, command: list[str], **variables: str) -> None:
-        """Run one command; its output is shown only when it fails.
+    def _command(self, title: str, command: list[str], **variables: str) -> str:
+        """Run one command; its output, which is shown only when it fails.
 
         Raises:
             Unavailable: It failed; the message ends with the last lines it printed.
@@ -319,9 +335,11 @@ class _Build:
                 raise
             finally:
                 self.commands.discard(process)
+        text = output.decode(errors="replace")
         if process.returncode != 0:
-            last = "\n".join(output.decode(errors="replace").strip().splitlines()[-12:])
+            last = "\n".join(text.strip().splitlines()[-12:])
             raise Unavailable(f"{title} failed with status {process.returncode}:\n{last}")
+        return text
 
     def _stop_commands(self) -> None:
         self.is_stopping = True
