@@ -65,6 +65,8 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("GET", "/events/sandboxes/{id}", None),
     ("GET", "/snapshots", None),
     ("DELETE", "/sandboxes/{id}", None),
+    ("DELETE", "/templates/{id}", None),
+    ("DELETE", "/templates/nope", None),
     ("GET", "/volumes", None),
     ("POST", "/volumes", {"name": "data"}),
     ("POST", "/volumes", {"name": ""}),
@@ -98,7 +100,7 @@ async def test_an_answer_fits_the_text(
     path = pattern.replace("{alias}", "base").replace("{team}", team)
     path = path.replace("{id}", "base" if "template" in pattern else made)
     answer = await client.request(method, path, json=body)
-    responses = operation(method, pattern.partition("?")[0])["responses"]
+    responses = operation(method, pattern.partition("?")[0].replace("nope", "{id}"))["responses"]
     written = resolve(SPEC, responses[str(answer.status_code)])
     if "content" not in written:
         assert answer.content == b""

@@ -21,6 +21,7 @@ API_KEY_PREFIX = "e2b_"
 _ALPHABET = string.ascii_lowercase + string.digits
 _SANDBOX_ID = re.compile(r"[a-z0-9]{1,40}\Z")
 _VOLUME_ID = re.compile(r"v[a-z0-9]{20}\Z")
+_SNAPSHOT_ID = re.compile(r"s[a-z0-9]{20}\Z")
 
 
 def new_sandbox_id() -> SandboxId:
@@ -54,6 +55,11 @@ def is_volume_id(text: str) -> bool:
 def new_snapshot_id() -> SnapshotId:
     """Return `s` and 20 of [a-z0-9]: one longer than the id of a template, in whose place it may stand."""
     return SnapshotId("s" + _random(20))
+
+
+def is_snapshot_id(text: str) -> bool:
+    """Whether the text has the form of a snapshot's id."""
+    return _SNAPSHOT_ID.match(text) is not None
 
 
 def new_volume_token() -> str:

@@ -17,16 +17,17 @@ from cloche_server.api.admin import AdminEndpoints
 from cloche_server.api.auth import Authenticator
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.events import EventEndpoints
+from cloche_server.api.forks import ForkEndpoints
 from cloche_server.api.keys import KeyEndpoints
 from cloche_server.api.listing import NEXT_PAGE_HEADER, TOTAL_HEADER, ListingEndpoints
 from cloche_server.api.logs import LogEndpoints
-from cloche_server.api.memory import MemoryEndpoints
 from cloche_server.api.metrics import MetricsEndpoints
 from cloche_server.api.pausing import PausingEndpoints
 from cloche_server.api.rate_limits import RateLimits
 from cloche_server.api.reconcile import compare_regularly, follow_node
 from cloche_server.api.routing import Call, Route, Router
 from cloche_server.api.sandboxes import SandboxEndpoints
+from cloche_server.api.snapshots import SnapshotEndpoints
 from cloche_server.api.templates import TemplateEndpoints
 from cloche_server.api.timeouts import TimeoutEndpoints
 from cloche_server.api.unserved import unserved_routes
@@ -99,10 +100,11 @@ def routes_of(control: ControlPlane) -> list[Route]:
         *LogEndpoints(control).routes(),
         *PausingEndpoints(control).routes(),
         *TimeoutEndpoints(control).routes(),
-        *MemoryEndpoints(control).routes(),
+        *ForkEndpoints(control).routes(),
         *TemplateEndpoints(control).routes(),
         *VolumeEndpoints(control).routes(),
         *unserved_routes(),
+        *SnapshotEndpoints(control).routes(),
         *SandboxEndpoints(control).routes(),
     ]
 

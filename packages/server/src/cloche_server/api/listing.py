@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
+from cloche_server.api.origins import resolve_origin
 from cloche_server.api.routing import Call, Route, reply, with_query
 from cloche_server.api.shown import listed_sandbox
 from cloche_server.store.sandboxes import PAUSED, RUNNING, Cursor, Listing, State
-from cloche_wire.errors import InvalidArgument, TemplateNotFound
+from cloche_wire.errors import InvalidArgument, NotFound
 
 MAX_PAGE = 100
 MAX_METADATA_PAIRS = 64
@@ -52,10 +53,13 @@ class ListingEndpoints:
         nothing = reply(200, [], {TOTAL_HEADER: str(running)})
         if query.template is not None:
             try:
-                template = await self._control.templates.resolve(call.caller, query.template)
-            except TemplateNotFound:
+                origin = await resolve_origin(self._control, call.caller, query.template)
+            except NotFound:
                 return nothing
-            listing = msgspec.structs.replace(listing, template_id=template.id)
+            template_id = origin.template_id if origin.snapshot_id is None else None
+            listing = msgspec.structs.replace(
+                listing, template_id=template_id, snapshot_id=origin.snapshot_id
+            )
         records = await self._control.store.sandboxes.list(call.caller.team_id, listing)
         page = records[:limit]
         headers = {TOTAL_HEADER: str(running)}

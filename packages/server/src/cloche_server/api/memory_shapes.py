@@ -3,6 +3,8 @@
 import msgspec
 from msgspec import field
 
+from cloche_server.api.shapes import Problem, Sandbox
+
 
 class ResumeBody(msgspec.Struct, frozen=True, rename="camel"):
     """Body of `POST /sandboxes/{id}/resume`."""
@@ -40,3 +42,18 @@ class SnapshotsQuery(msgspec.Struct, frozen=True):
     name: str = ""
     limit: int = 100
     next_token: str = field(default="", name="nextToken")
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True):
+    """One snapshot of a listing."""
+
+    snapshot_id: str = field(name="snapshotID")
+    """By its name and tag where it has one."""
+    names: list[str]
+
+
+class ForkResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one fork: either of the two."""
+
+    sandbox: Sandbox | None = None
+    error: Problem | None = None

@@ -33,15 +33,20 @@ class RateLimited(ResourceExhausted):
         self.retry_after_s = retry_after_s
 
 
+def problem_of(error: ClocheError) -> Problem:
+    """Return the body for an error; its hint follows the message in brackets."""
+    text = f"{error.message} ({error.hint})" if error.hint else error.message
+    return Problem(error.http_status, text)
+
+
 def to_response(error: ClocheError, *, retry_safe: bool) -> Response:
     """Return the answer for an error.
 
     Args:
-        error: What was raised; its hint follows the message in brackets.
+        error: What was raised.
         retry_safe: False forbids clients to repeat the request by themselves: it might do the act twice.
             `RateLimited` is safe on every route.
     """
-    text = f"{error.message} ({error.hint})" if error.hint else error.message
     headers: dict[str, str] = {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allowed)
@@ -50,8 +55,7 @@ def to_response(error: ClocheError, *, retry_safe: bool) -> Response:
         headers |= {"Retry-After": str(error.retry_after_s), "Should-Retry": "true"}
     elif error.http_status in RETRIED_BY_CLIENTS and not retry_safe:
         headers["Should-Retry"] = "false"
-    body = encode(Problem(error.http_status, text))
-    return Response(body, error.http_status, headers, media_type="application/json")
+    return Response(encode(problem_of(error)), error.http_status, headers, media_type="application/json")
 
 
 def internal() -> Response:

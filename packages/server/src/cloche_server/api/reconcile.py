@@ -14,6 +14,7 @@ import structlog
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.network_options import egress_of
 from cloche_server.api.node_word import write_word
+from cloche_server.api.snapshots import finish_snapshots
 from cloche_server.api.volumes import finish_volumes
 from cloche_server.node.messages import SandboxEnded, SandboxState, SetEgress
 from cloche_server.placement.base import LinkUp
@@ -62,6 +63,7 @@ async def reconcile(control: ControlPlane) -> None:
     gone = {sandbox for sandbox in (*orphans, *left) if await _kill_leftover(control, sandbox)}
     await control.store.liveness.end(gone.intersection(left), "failed", control.clock.now())
     await finish_volumes(control)
+    await finish_snapshots(control)
     if lost or left or orphans:
         log.info("api.reconciled", lost=lost, left=left, orphans=orphans)
 

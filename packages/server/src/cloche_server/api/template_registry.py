@@ -71,13 +71,22 @@ class TemplateRegistry:
         return _changed_ns(self._folder) != changed_ns or self._clock.boot_s() - at_s >= RESCAN_AFTER_S
 
 
-def _plain_name(caller: Caller, reference: str) -> str | None:
-    """Strip namespace and tag; None when they cannot mean anything here."""
+def split_reference(caller: Caller, reference: str) -> tuple[str, str] | None:
+    """Return name and tag of `[namespace/]name[:tag]`; None when it can mean nothing of the caller's."""
     name, _, tag = reference.strip().lower().partition(":")
     namespace, slash, rest = name.rpartition("/")
-    if tag not in ("", DEFAULT_TAG) or (slash and namespace != caller.team_name.lower()):
+    if not rest or (slash and namespace != caller.team_name.lower()):
         return None
-    return rest or None
+    return rest, tag or DEFAULT_TAG
+
+
+def _plain_name(caller: Caller, reference: str) -> str | None:
+    """Strip namespace and tag; None when they cannot mean a template."""
+    match split_reference(caller, reference):
+        case (name, tag) if tag == DEFAULT_TAG:
+            return name
+        case _:
+            return None
 
 
 def _not_found(reference: str, name: str | None) -> TemplateNotFound:

@@ -9,7 +9,6 @@ _PATHS = (
     ("POST", "/v3/templates"),
     ("POST", "/v2/templates"),
     ("POST", "/templates"),
-    ("DELETE", "/templates/{id}"),
     ("PATCH", "/templates/{id}"),
     ("PATCH", "/v2/templates/{id}"),
     ("GET", "/templates/{id}/files/{hash}"),

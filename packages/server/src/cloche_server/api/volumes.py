@@ -15,6 +15,7 @@ from starlette.responses import Response
 from cloche_server import mount_paths
 from cloche_server.api import shapes
 from cloche_server.api.control import ControlPlane
+from cloche_server.api.leftovers import finish_leftovers
 from cloche_server.api.routing import Call, Route, reply, with_body
 from cloche_server.ids import TeamId, new_volume_id, new_volume_token
 from cloche_server.node.messages import CreateVolume, VolumeMount
@@ -122,24 +123,11 @@ async def finish_volumes(control: ControlPlane) -> None:
     Raises:
         Unavailable: The database does not answer.
     """
-    before = await control.store.volumes.unfinished()
-    left = {record.id for record in before if record.id not in control.creations}
-    # Still unfinished now, and in nobody's hands after `before` was read: whoever had it is dead.
-    for record in await control.store.volumes.unfinished() if left else ():
-        if record.id in left:
-            try:
-                await _finish_left(control, record)
-            except ClocheError as error:
-                log.warning("volume.leftover_stays", volume_id=record.id, error=str(error))
 
+    async def finish(record: VolumeRecord) -> None:
+        await (_finish_removal if record.state == "removing" else _take_away)(control, record)
 
-async def _finish_left(control: ControlPlane, record: VolumeRecord) -> None:
-    with control.creations.hold(record.id):
-        if record.state == "removing":
-            await _finish_removal(control, record)
-        else:
-            await _take_away(control, record)
-    log.info("volume.leftover_finished", volume_id=record.id)
+    await finish_leftovers(control, control.store.volumes.unfinished, finish)
 
 
 async def _finish_removal(control: ControlPlane, record: VolumeRecord) -> None:

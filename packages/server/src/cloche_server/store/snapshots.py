@@ -78,7 +78,8 @@ class Snapshots:
                 .values(state="ready", size_bytes=size_bytes)
             )
             source = select(sandboxes).where(is_sandbox(record.team_id, record.sandbox_id))
-            if (row := connection.execute(source).mappings().one_or_none()) is not None:
+            row = connection.execute(source).mappings().one_or_none()
+            if row is not None and not record.is_temporary:
                 note_event(connection, subject_of(row), "snapshotted", {"snapshot_id": record.id}, at)
 
         await self._database.write(work)
