@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from tests.unit.edge.world import DAEMON, INTERPRETER, World
 
-from cloche_server.edge import upstream, waking
+from cloche_server.edge import forward, upstream, waking
 from cloche_server.edge.refusal import Refusal
 from cloche_server.edge.route_table import RouteTable
 from cloche_server.edge.waking import Waker
@@ -170,20 +170,28 @@ async def test_a_request_that_cannot_connect_since_it_is_being_paused_waits_too(
     assert world.wakes == ["ione"]
 
 
-async def test_one_paused_for_good_is_not_found_and_runs_again_when_the_node_says_so(world: World) -> None:
+async def test_one_paused_until_it_is_asked_for_is_not_found(world: World) -> None:
     async with world.running():
         await world.add_sandbox("ione")
         assert status(await ask(world)) == 200
-        route = world.routes["ione"]
-        world.end_sandbox("ione")
+        world.end_sandbox("ione", is_paused=True)
+        assert status(await ask(world)) == 502
+    assert not world.wakes
+
+
+async def test_a_request_that_overtakes_the_route_of_a_resumed_one_waits_for_it(world: World) -> None:
+    async with world.running():
+        await world.add_sandbox("ione")
+        assert status(await ask(world)) == 200
+        world.end_sandbox("ione", is_paused=True)
         table = world.edge._gateway.table
         await table.wait_for(lambda: not table.is_live("ione"), 5)
-        assert status(await ask(world)) == 502
-        (world.config.run_dir / f"ione.{DAEMON}").unlink(missing_ok=True)
-        (world.config.run_dir / f"ione.{INTERPRETER}").unlink(missing_ok=True)
-        await world.add_sandbox("ione", access_token=route.access_token)
-        await table.wait_for(lambda: table.is_live("ione"), 5)
-        assert status(await ask(world)) == 200
+        resumed = await world.add_sandbox("ione", announce=False)
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(ask(world))
+            await anyio.wait_all_tasks_blocked()
+            world.announce(resumed)
+    assert status(asked.result()) == 200
 
 
 # --- who asks the node --------------------
@@ -279,6 +287,20 @@ async def test_an_agent_that_refuses_by_tcp_is_gone(world: World, monkeypatch: p
 
 def route(*, is_paused: bool) -> Route:
     return Route("ione", "/a", "/i", "token", is_paused=is_paused)
+
+
+async def test_what_is_paused_again_and_again_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(address: str) -> upstream.Stream:
+        world.turn("ione", is_paused=True)
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(upstream, "_connect_tcp", refuse)
+    async with world.running():
+        await world.add_sandbox("ione", by_tcp=True)
+        assert status(await ask(world)) == 503
+    assert len(world.wakes) == forward.MAX_WAKES
 
 
 async def test_a_pause_cuts_what_is_open_once() -> None:

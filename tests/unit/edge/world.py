@@ -130,14 +130,16 @@ class World:
         for feed in self._feeds:
             feed.put_nowait(link.Event("route", route))
 
-    def end_sandbox(self, sandbox_id: str, *, announce: bool = True) -> None:
-        """Have a sandbox die: nobody listens any more, and the node says so."""
-        del self.routes[sandbox_id]
+    def end_sandbox(self, sandbox_id: str, *, announce: bool = True, is_paused: bool = False) -> None:
+        """Have a sandbox die, or be paused: nobody listens any more, and the node says so."""
+        route = self.routes.pop(sandbox_id)
+        for address in (route.agent_address, route.interpreter_address):
+            Path(address).unlink(missing_ok=True)
         for server in self._sandbox_servers.pop(sandbox_id, []):
             server.close()
         if announce:
             for feed in self._feeds:
-                feed.put_nowait(link.Event("gone", RouteGone(sandbox_id)))
+                feed.put_nowait(link.Event("gone", RouteGone(sandbox_id, is_paused)))
 
     # --- services ---
 

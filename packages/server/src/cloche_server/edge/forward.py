@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _ENDING_S = 0.5
 """How long a connection that broke without an answer may be explained by a sandbox that is just ending."""
+MAX_WAKES = 3
+"""How often one request has a sandbox resumed that is paused before it is reached."""
 _REPEATABLE = {b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"}
 
 
@@ -132,7 +134,7 @@ async def _reach(gateway: Gateway, attachment: Attachment, route: Route, port: i
     Nothing of the request has been sent yet: it waits until the sandbox runs again, or is known to be gone.
     """
     cut = attachment.cut
-    while True:
+    for _ in range(1 + MAX_WAKES):
         attachment.cut = attachment.on_pause = _stay
         if route.is_paused:
             route = await gateway.waker.wake(route.sandbox_id)
@@ -149,6 +151,7 @@ async def _reach(gateway: Gateway, attachment: Attachment, route: Route, port: i
             continue
         attachment.on_pause = cut
         return stream
+    raise Refusal(503, "The sandbox is paused again and again", route.sandbox_id, port)
 
 
 def _stay() -> None:

@@ -116,11 +116,17 @@ class RouteTable:
                 attachment.on_pause()
         self._notify()
 
-    def remove(self, sandbox_id: str) -> None:
-        """Forget a route and cut every stream that is open through it."""
+    def remove(self, sandbox_id: str, *, for_good: bool = True) -> None:
+        """Forget a route and cut every stream that is open through it.
+
+        Args:
+            sandbox_id: Whose.
+            for_good: Whether it cannot come back, so that nobody has to wait for that.
+        """
         self._forget_token(sandbox_id)
         self._routes.pop(sandbox_id, None)
-        self._gone[sandbox_id] = None
+        if for_good:
+            self._gone[sandbox_id] = None
         if len(self._gone) > _REMEMBERED_GONE:
             self._gone.popitem(last=False)
         for attachment in tuple(self._streams.get(sandbox_id, ())):
@@ -234,9 +240,9 @@ class RouteTable:
             case "route":
                 self.add(msgspec.json.decode(data, type=Route))
             case "gone":
-                sandbox_id = msgspec.json.decode(data, type=RouteGone).sandbox_id
-                self.remove(sandbox_id)
-                log.info("edge.sandbox_gone", sandbox_id=sandbox_id)
+                gone = msgspec.json.decode(data, type=RouteGone)
+                self.remove(gone.sandbox_id, for_good=not gone.is_paused)
+                log.info("edge.sandbox_gone", sandbox_id=gone.sandbox_id, is_paused=gone.is_paused)
             case _:
                 log.warning("edge.unknown_event", name=name)
 

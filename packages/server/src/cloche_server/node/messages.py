@@ -318,6 +318,8 @@ class RouteGone(msgspec.Struct, frozen=True):
     """Event: the sandbox is no longer to be reached; open streams of it are to be cut without an end."""
 
     sandbox_id: str
+    is_paused: bool = False
+    """It may be resumed: a request that overtakes its new route is to wait for that a moment."""
 
 
 class Dial(msgspec.Struct, frozen=True):
