@@ -126,6 +126,8 @@ async def test_the_operator_ends_all_sandboxes_of_one_team(
     mine, theirs = [await create(client) for _ in range(2)], await create(stranger)
     team, other = team_of(control, "default"), team_of(control, "others")
     assert (await admin.get("/admin/sandboxes/running-counts")).json() == {team: 2, other: 1}
+    await client.post(f"/sandboxes/{mine[0]}/pause")
+    assert (await admin.get("/admin/sandboxes/running-counts")).json() == {team: 1, other: 1}
     killed = (await admin.post(f"/admin/teams/{team}/sandboxes/kill")).json()
     assert fits("Killed", killed)
     assert killed == {"killedCount": 2, "failedCount": 0}

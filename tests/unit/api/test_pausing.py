@@ -11,13 +11,14 @@ from tests.fakes.placement import FakePlacement
 
 from cloche_server.api import pausing
 from cloche_server.api.control import ControlPlane
-from cloche_server.node.messages import LogsQuery, PauseSandbox, ResumeSandbox
+from cloche_server.node.messages import LogsQuery, PauseSandbox, ResumeSandbox, SetTimeout
 from cloche_wire.errors import (
     Conflict,
     DeadlineExceeded,
     Internal,
     NotEnoughSpace,
     ResourceExhausted,
+    SandboxNotFound,
     SnapshotUnusable,
     Unavailable,
 )
@@ -314,6 +315,40 @@ async def test_a_connect_to_one_that_the_node_is_busy_with_gives_up_in_the_end(
     placement.fails_resume = Conflict("sandbox is being paused")
     assert_problem(await client.post(f"/v2/sandboxes/{made}/connect", json={}), 409, "being paused")
     assert await state(client, made) == "paused"
+
+
+async def test_a_verb_that_does_not_find_a_paused_sandbox_does_not_end_it(
+    client: httpx.AsyncClient, placement: FakePlacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await create(client)
+    placement.turn(made, "paused")
+
+    async def miss(timeout: SetTimeout) -> None:
+        raise SandboxNotFound(f"no such sandbox: {timeout.sandbox_id}")
+
+    monkeypatch.setattr(placement, "set_timeout", miss)
+    answer = await client.post(f"/sandboxes/{made}/timeout", json={"timeout": 5})
+    assert_problem(answer, 409, f"Sandbox {made} is paused")
+    assert await state(client, made) == "paused"
+
+
+async def test_a_kill_does_not_wait_for_a_pause(
+    client: httpx.AsyncClient, placement: FakePlacement, control: ControlPlane
+) -> None:
+    made = await create(client)
+    placement.act_gate = anyio.Event()
+    answers: list[httpx.Response] = []
+
+    async def ask() -> None:
+        answers.append(await client.post(f"/sandboxes/{made}/pause"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await placement.act_asked.wait()
+        assert (await client.delete(f"/sandboxes/{made}")).status_code == 204
+        placement.act_gate.set()
+    assert_problem(answers[0], 404)
+    assert not await control.store.liveness.alive()
 
 
 async def test_a_paused_sandbox_that_the_node_has_lost_is_404_and_ended(

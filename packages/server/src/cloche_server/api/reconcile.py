@@ -20,7 +20,7 @@ from cloche_server.node.messages import SandboxEnded, SandboxState, SetEgress
 from cloche_server.placement.base import LinkUp
 from cloche_server.store.liveness import ShownEgress
 from cloche_server.store.sandboxes import PAUSED, RUNNING
-from cloche_wire.errors import ClocheError, SandboxNotFound
+from cloche_wire.errors import ClocheError, Conflict, SandboxNotFound
 
 COMPARE_EVERY_S = 4.0
 """A listing shows a dead sandbox for less than 5 s even when no event tells of its end."""
@@ -84,7 +84,7 @@ async def settle_network(control: ControlPlane) -> None:
         async with control.network_changes.of(sandbox_id):
             now = (await control.store.liveness.egress(sandbox_id)).get(sandbox_id)
             if now is not None and sandbox_id in enforced:
-                with contextlib.suppress(SandboxNotFound):
+                with contextlib.suppress(SandboxNotFound, Conflict):  # gone meanwhile, or paused
                     await control.placement.set_egress(_order(control, sandbox_id, now))
                     log.info("sandbox.network_settled", sandbox_id=sandbox_id)
 
