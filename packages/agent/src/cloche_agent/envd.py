@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cloche_agent import forward
 from cloche_agent.filesystem.service import FilesystemService
 from cloche_agent.filesystem.transfer import TransferRoutes
 from cloche_agent.http import Response, json_response
@@ -59,10 +60,19 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
                 return await transfer.compose(request)
             case path if path.startswith(_RPC_PREFIXES):
                 return await router.handle(request)
-            case path:
-                raise NotFound(f"no such path: {path}")
+            case _:
+                return await _serve_node(request)
 
     return handle
+
+
+async def _serve_node(request: Request) -> Response:
+    """Paths that the node keeps from everybody else."""
+    match request.method, request.path:
+        case "GET", path if path.startswith(forward.PREFIX):
+            return await forward.handle_forward(request)
+        case _, path:
+            raise NotFound(f"no such path: {path}")
 
 
 def _tell(sandbox: Sandbox, metrics: Metrics, request: Request) -> Response:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote
 
 import h11
 
+from cloche_agent.tunnel import Tunnel
 from cloche_wire.errors import ClocheError, Internal, InvalidArgument, ResourceExhausted, TooLarge
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ class Response:
     status: int = 200
     headers: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     body: bytes | AsyncIterator[bytes] = b""
+    tunnel: Tunnel | None = None
+    """With status 101 and without a body: what the connection is joined to."""
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -339,6 +342,9 @@ class _Connection(asyncio.Protocol):
         except Exception:
             log.exception("handler failed")
             answer = error_response(Internal("internal error"))
+        if answer.tunnel is not None:
+            await self._switch(answer, answer.tunnel)
+            return False
         await self._send(answer, head_only=method == "HEAD")
         return await self._discard_rest()
 
@@ -376,6 +382,26 @@ class _Connection(asyncio.Protocol):
             if isinstance(body, AsyncGenerator):
                 await cast("AsyncGenerator[bytes, None]", body).aclose()
         self._transport.write(self._h11.send(h11.EndOfMessage()) or b"")
+
+    async def _switch(self, answer: Response, tunnel: Tunnel) -> None:
+        """Hand the connection over: from here on it is another protocol's."""
+        try:
+            while await self._receive():
+                pass
+            if self._transport.is_closing():
+                return  # its end is told to us
+            self._transport.write(
+                self._h11.send(h11.InformationalResponse(status_code=101, headers=answer.headers)) or b""
+            )
+            self._transport.pause_reading()
+            early, _ = self._h11.trailing_data
+            try:
+                await tunnel.join(self._transport, early)
+            finally:
+                if self.on_lost is not None:
+                    self.on_lost()
+        finally:
+            tunnel.close()
 
     async def _send_body(self, body: AsyncIterator[bytes]) -> None:
         async for piece in body:
