@@ -10,7 +10,7 @@ from tests.unit.node.test_ahead import keeping, until
 from cloche_server.isolation.base import Capabilities, Family, FamilySpec, ProcessIdentity
 from cloche_server.node import ahead, create, kill, zygotes
 from cloche_server.node.demand import Need
-from cloche_server.node.families import SANDBOXES, Kind
+from cloche_server.node.families import MOST_AGE_S, MOST_SANDBOXES, SANDBOXES, Kind
 from cloche_wire.errors import Internal
 
 pytestmark = pytest.mark.anyio
@@ -123,12 +123,12 @@ async def test_a_family_that_nobody_asks_for_goes_once_it_is_empty(node: Node, o
     async with node.machine() as m:
         await zygotes.open_family(m, KIND)
         state = await create.create(m, request_for("a"))
-        await zygotes.close_idle(m, ())
+        await zygotes.close_unused(m, ())
         assert len(m.families.kept) == 1
         await kill.end(m, state.sandbox_id, "killed")
-        await zygotes.close_idle(m, {KIND})
+        await zygotes.close_unused(m, {KIND})
         assert len(m.families.kept) == 1
-        await zygotes.close_idle(m, ())
+        await zygotes.close_unused(m, ())
         assert m.families.kept == ()
         assert opened.families[0].is_closed
         opened.end(opened.families[0])
@@ -138,16 +138,73 @@ async def test_a_full_family_gets_a_second(node: Node, opened: Opened) -> None:
     node.limit = 2 * SANDBOXES
     async with node.machine() as m:
         await zygotes.open_family(m, KIND)
-        taken = [m.families.take(KIND) for _ in range(SANDBOXES)]
+        taken = [m.families.take(KIND, 0.0) for _ in range(SANDBOXES)]
         assert None not in taken
-        assert m.families.take(KIND) is None
-        assert m.families.room(KIND) == 0
+        assert m.families.take(KIND, 0.0) is None
+        assert m.families.room(KIND, 0.0) == 0
         await zygotes.open_family(m, KIND)
-        second = m.families.take(KIND)
+        second = m.families.take(KIND, 0.0)
         assert second is not None
         assert second[1] is opened.families[1]
         for slot, _ in filter(None, [*taken, second]):
             m.slots.give_back(slot)
+        for family in opened.families:
+            opened.end(family)
+
+
+async def test_an_old_family_is_replaced_and_what_is_in_it_lives_on(node: Node, opened: Opened) -> None:
+    async with node.machine() as m:
+        await zygotes.open_family(m, KIND)
+        old = await create.create(m, request_for("a"))
+        node.clock.elapsed_s += MOST_AGE_S
+        async with keeping(m):
+            new = await create.create(m, request_for("b"))
+            first, *others = [spec.family for spec in node.driver.specs]
+            assert first is opened.families[0]
+            assert set(others) == {opened.families[1]}
+            assert not opened.families[0].is_closed
+            assert {old.sandbox_id, new.sandbox_id} <= node.driver.running.keys()
+            await kill.end(m, old.sandbox_id, "killed")
+            m.demand.changed.set()
+            await until(lambda: opened.families[0].is_closed)
+        for family in opened.families:
+            opened.end(family)
+
+
+async def test_an_old_family_serves_until_there_is_a_fresh_one(node: Node, opened: Opened) -> None:
+    async with node.machine() as m:
+        await zygotes.open_family(m, KIND)
+        node.clock.elapsed_s += MOST_AGE_S
+        await zygotes.close_unused(m, {KIND})
+        await create.create(m, request_for("a"))
+        assert node.driver.specs[0].family is opened.families[0]
+        assert m.families.room(KIND, m.clock.boot_s()) == 0
+        opened.end(opened.families[0])
+
+
+async def test_a_family_that_has_had_many_sandboxes_is_outdated(node: Node, opened: Opened) -> None:
+    async with node.machine() as m:
+        await zygotes.open_family(m, KIND)
+        for left in range(MOST_SANDBOXES, 0, -1):
+            assert m.families.room(KIND, m.clock.boot_s()) > 0, left
+            taken = m.families.take(KIND, m.clock.boot_s())
+            assert taken is not None
+            m.slots.give_back(taken[0])
+        assert m.families.room(KIND, m.clock.boot_s()) == 0
+        opened.end(opened.families[0])
+
+
+async def test_of_outdated_families_only_the_last_waits_for_its_sandboxes(node: Node, opened: Opened) -> None:
+    async with node.machine() as m:
+        for name in ("a", "b", "c"):
+            await zygotes.open_family(m, KIND)
+            await create.create(m, request_for(name))
+            await zygotes.close_unused(m, {KIND})
+            node.clock.elapsed_s += MOST_AGE_S
+        await zygotes.open_family(m, KIND)
+        await zygotes.close_unused(m, {KIND})
+        assert [family.is_closed for family in opened.families] == [True, True, False, False]
+        assert len(node.driver.running) == 3
         for family in opened.families:
             opened.end(family)
 

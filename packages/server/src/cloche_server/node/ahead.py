@@ -72,7 +72,7 @@ async def run(machine: Machine) -> None:
         demand.changed.clear()
         wanted = demand.wanted(machine.clock.boot_s())
         await _end_surplus(machine, wanted)
-        await zygotes.close_idle(machine, {Kind.of(need) for need in wanted})
+        await zygotes.close_unused(machine, {Kind.of(need) for need in wanted})
         for need in wanted:
             await _open_family(machine, need, pauses)
             await _make_image(machine, need, pauses)
@@ -134,7 +134,7 @@ async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
     kind = Kind.of(need)
     if not machine.config.ahead.most or not machine.driver.capabilities().families or machine.draining:
         return
-    if kind in pauses or machine.families.room(kind) >= SPARE:
+    if kind in pauses or machine.families.room(kind, machine.clock.boot_s()) >= SPARE:
         return
     if not _has_memory(need, machine.config.ahead.memory_reserve_pct):
         return

@@ -192,7 +192,7 @@ def first_live(machine: Machine, request: CreateSandbox) -> Live:
     Raises:
         ResourceExhausted: All are taken.
     """
-    slot, family = machine.families.take(Kind.of(request)) or (
+    slot, family = machine.families.take(Kind.of(request), machine.clock.boot_s()) or (
         machine.slots.take(),
         None,
     )

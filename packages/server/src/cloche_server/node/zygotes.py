@@ -62,7 +62,7 @@ async def open_family(machine: Machine, kind: Kind) -> bool:
             machine.families.give_back(slots)
     if family is None:
         return False
-    kept = Kept(kind, family_id, folder, slots[0], deque(slots[1:]), family)
+    kept = Kept(kind, family_id, folder, slots[0], deque(slots[1:]), family, began_s)
     machine.families.add(kept)
     machine.tasks.create_task(_close_after_end(machine, kept))
     took_ms = round(1000 * (machine.clock.boot_s() - began_s))
@@ -92,11 +92,13 @@ async def close(machine: Machine, kept: Kept) -> None:
     machine.families.give_back((kept.own_slot, *kept.slots))
 
 
-async def close_idle(machine: Machine, wanted: Collection[Kind]) -> None:
-    """End the zygotes that nobody asks for, and that no sandbox is left of."""
-    for kept in machine.families.kept:
-        if kept.kind not in wanted and machine.families.is_idle(kept):
-            await close(machine, kept)
+async def close_unused(machine: Machine, wanted: Collection[Kind]) -> None:
+    """End the zygotes that nobody asks for, and those that a fresh one has taken the place of."""
+    for kept in machine.families.unused(wanted, machine.clock.boot_s()):
+        log.info(
+            "zygote.retired", build_id=kept.kind.build_id, family=kept.family_id, sandboxes=kept.sandboxes
+        )
+        await close(machine, kept)
 
 
 async def close_all(machine: Machine) -> None:
