@@ -100,7 +100,7 @@ async def end_or_forget(machine: Machine, sandbox_id: str, reason: EndReason) ->
         machine.journal.remove(sandbox_id)
         if record.image is not None:
             machine.images.remove(record.image)
-        record = msgspec.structs.replace(record, end_reason=reason)
+        record = msgspec.structs.replace(record, state="ending", end_reason=reason)
         machine.publish_gone(record)
         machine.publish_ended(record)
         log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)

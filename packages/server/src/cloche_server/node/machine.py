@@ -32,6 +32,8 @@ from cloche_wire.errors import SandboxNotFound
 
 AGENT_PORT, INTERPRETER_PORT = 49983, 49999
 """Of an agent that is reached over its sandbox's network."""
+_ON_DISK = ("pausing", "paused", "resuming")
+"""States in which nobody reaches a sandbox, and in which it may come back."""
 
 
 @dataclass
@@ -147,13 +149,14 @@ class Machine:
             traffic_token=record.request.traffic_token,
             mask_request_host=record.request.mask_request_host,
             https_ports=record.request.https_ports,
-            is_paused=record.state == "paused",
+            is_paused=record.state in _ON_DISK,
         )
 
     def routes_now(self) -> list[Route]:
         """All that lead to a sandbox, or wake one."""
-        running = [live.record for live in self.live.values() if live.record.state == "running"]
-        waking = [record for record in self.paused.values() if record.request.auto_resume]
+        records = [*(live.record for live in self.live.values()), *self.paused.values()]
+        running = [record for record in records if record.state == "running"]
+        waking = [record for record in records if record.state in _ON_DISK and record.request.auto_resume]
         return [self.route(record) for record in (*running, *waking)]
 
     def publish_route(self, record: Record) -> None:
@@ -162,7 +165,11 @@ class Machine:
 
     def publish_gone(self, record: Record) -> None:
         """Have what is open to and from the sandbox cut, before any of its processes ends."""
-        self.routes.publish(Event("gone", RouteGone(record.request.sandbox_id)))
+        is_paused = record.state in _ON_DISK
+        if is_paused and record.request.auto_resume:
+            self.publish_route(record)
+        else:
+            self.routes.publish(Event("gone", RouteGone(record.request.sandbox_id, is_paused)))
         self.publish_policy(record)
 
     def publish_policy(self, record: Record) -> None:

@@ -100,8 +100,6 @@ async def _pause(machine: Machine, live: Live, *, with_memory: bool) -> None:
         raise _told(error) from error
     await put_away(machine, live)
     machine.paused[paused.request.sandbox_id] = paused
-    if paused.request.auto_resume:
-        machine.publish_route(paused)
     machine.publish_state("paused", paused)
     took_ms = round(1000 * (machine.clock.boot_s() - began_s))
     size = saved.manifest.size_bytes
