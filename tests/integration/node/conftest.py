@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -28,17 +28,20 @@ from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_wire.errors import Unavailable
 
 NEEDS_A_NODE = pytest.mark.needs("root", "userns", "overlay", "idmap", "cgroup", "nft", "template")
+NEEDS_GVISOR = pytest.mark.needs("runsc")
 RESOLVER = "127.0.0.99"
 
 
 class NodeProcess:
     """One node that may be killed and started again on the same state."""
 
-    def __init__(self, state: Path, tree: RuntimeTree) -> None:
+    def __init__(self, state: Path, tree: RuntimeTree, isolation: Literal["container", "gvisor"]) -> None:
         self.state = state
         self.tree = tree
+        (state / "tools").symlink_to(capabilities.tools_folder())
         self.config = Config(
             state=str(state),
+            isolation=isolation,
             templates=str(capabilities.templates_folder()),
             egress=Egress(resolvers=(RESOLVER,)),
             ahead=Ahead(most=0),  # tests count what is there
@@ -157,12 +160,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RuntimeTree:
     return runtime_tree.ensure(folder)
 
 
-def _made(tree: RuntimeTree) -> Iterator[NodeProcess]:
+def _made(
+    tree: RuntimeTree, isolation: Literal["container", "gvisor"] = "container"
+) -> Iterator[NodeProcess]:
     with contextlib.ExitStack() as cleaning:
         state = Path(tempfile.mkdtemp(prefix="n"))  # short, since sockets lie in it
         cleaning.callback(shutil.rmtree, state)
         state.chmod(0o755)
-        node = NodeProcess(state, tree)
+        node = NodeProcess(state, tree, isolation)
         node.start()
         cleaning.callback(node.kill)
         number = block.number_of(state)
@@ -187,13 +192,24 @@ def own_node(tree: RuntimeTree) -> Iterator[NodeProcess]:
     yield from _made(tree)
 
 
+@pytest.fixture
+def gvisor_node(tree: RuntimeTree) -> Iterator[NodeProcess]:
+    """A node of one test whose sandboxes have kernels of their own, to be killed."""
+    # The trees of agents lie side by side where an image's is looked for.
+    yield from _made(tree, "gvisor")
+
+
 async def healthy(node: NodeProcess, sandbox_id: str) -> bool:
     """Whether the sandbox's agent answers on the socket that its route names."""
     routes = await anext(link.subscribe(node.config.edge_socket, "routes", list[messages.Route]))
     assert isinstance(routes, list)
     (route,) = [found for found in routes if found.sandbox_id == sandbox_id]
     try:
-        reader, writer = await asyncio.open_unix_connection(route.agent_address)
+        if route.agent_address.startswith("/"):
+            reader, writer = await asyncio.open_unix_connection(route.agent_address)
+        else:
+            host, _, port = route.agent_address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
     except OSError as error:
         raise Unavailable(str(error)) from error
     writer.write(b"GET /health HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n")

@@ -19,11 +19,14 @@ from cloche_server.config import Config
 from cloche_server.isolation import loop_image
 from cloche_server.isolation.container import driver
 from cloche_server.isolation.container.driver import ContainerDriver
+from cloche_server.isolation.gvisor.driver import GvisorDriver
 from cloche_server.node import agent_link, assemble, service
+from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Trash
 from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
+from cloche_server.node.slots import Slots
 from cloche_server.node.volumes import Volumes
 
 STEPS: dict[str, tuple[Any, str]] = {
@@ -36,6 +39,14 @@ STEPS: dict[str, tuple[Any, str]] = {
     "start": (ContainerDriver, "start"),
     "initialize": (agent_link, "initialize"),
     "destroy": (ContainerDriver, "destroy"),
+    "gvisor.start": (GvisorDriver, "start"),
+    "gvisor.freeze": (GvisorDriver, "freeze"),
+    "gvisor.save": (GvisorDriver, "save"),
+    "gvisor.thaw": (GvisorDriver, "thaw"),
+    "gvisor.destroy": (GvisorDriver, "destroy"),
+    "images.commit": (Images, "commit"),
+    "images.remove": (Images, "remove"),
+    "slots.take": (Slots, "take"),
     "trash": (Trash, "put"),
     "volume.image": (loop_image, "make"),
     "volume.make": (Volumes, "_make"),

@@ -1,0 +1,233 @@
+"""Sandboxes with kernels of their own, paused, resumed and copied: what ran goes on, whatever is killed."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.node.conftest import NEEDS_A_NODE, NEEDS_GVISOR, NodeProcess
+from tests.support import block
+
+from cloche_server import link
+from cloche_server.ids import new_access_token
+from cloche_server.isolation import syscalls
+from cloche_server.node import messages
+from cloche_wire.errors import NotEnoughSpace, SnapshotUnusable, Unavailable
+
+pytestmark = [pytest.mark.anyio, NEEDS_A_NODE, NEEDS_GVISOR]
+
+PAUSE_POINTS = (
+    "journal.write:1", "journal.write:2", "gvisor.freeze:1", "gvisor.save:1", "images.commit:1",
+    "journal.write:3", "gvisor.destroy:1", "network.remove:1",
+)  # fmt: skip
+RESUME_POINTS = (
+    "slots.take:1", "journal.write:1", "network.create:1", "gvisor.start:1", "journal.write:2",
+    "initialize:1", "journal.write:3", "images.remove:1",
+)  # fmt: skip
+COUNTING = """
+import threading, time
+n = 0
+def count():
+    global n
+    while True:
+        n += 1
+        time.sleep(0.001)
+threading.Thread(target=count, daemon=True).start()
+"""
+
+
+class Inside:
+    """One sandbox, and its interpreter spoken to as the edge does."""
+
+    def __init__(self, node: NodeProcess, sandbox_id: str, token: str) -> None:
+        self.node = node
+        self.sandbox_id = sandbox_id
+        self.token = token
+
+    async def run(self, code: str) -> str:
+        """What the code prints."""
+        routes = await anext(link.subscribe(self.node.config.edge_socket, "routes", list[messages.Route]))
+        (route,) = [found for found in routes if found.sandbox_id == self.sandbox_id]  # type: ignore[union-attr]
+        host, _, port = route.interpreter_address.rpartition(":")  # type: ignore[union-attr]
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = json.dumps({"code": code}).encode()
+        head = f"POST /execute HTTP/1.1\r\nHost: a\r\nX-Access-Token: {self.token}\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = (await reader.read()).decode()
+        writer.close()
+        lines = [json.loads(line) for line in answer.splitlines() if line.startswith("{")]
+        assert not [line for line in lines if line["type"] == "error"], answer
+        return "".join(line["text"] for line in lines if line["type"] == "stdout").strip()
+
+    async def pause(self) -> None:
+        await self.node.call("pause", messages.PauseSandbox(self.sandbox_id))
+
+    async def resume(self) -> None:
+        await self.node.call("resume", messages.ResumeSandbox(self.sandbox_id, 600), messages.SandboxState)
+
+    async def state(self) -> str:
+        states = await self.node.call("list", {}, list[messages.SandboxState])
+        return {found.sandbox_id: found.state for found in states}[self.sandbox_id]
+
+
+async def started(node: NodeProcess, **changes: Any) -> Inside:
+    token = new_access_token()
+    sandbox_id = await node.create(access_token=token, memory_mib=512, **changes)
+    return Inside(node, sandbox_id, token)
+
+
+async def test_what_ran_goes_on_after_a_pause_and_a_restart_of_the_node(gvisor_node: NodeProcess) -> None:
+    """Variables, threads, open files; and no process and no group is left meanwhile."""
+    inside = await started(gvisor_node)
+    await inside.run(COUNTING)
+    await inside.run("file = open('/tmp/kept', 'w+'); file.write('abc'); file.seek(1)")
+    await inside.pause()
+    assert await inside.state() == "paused"
+    block.await_nothing(block.number_of(gvisor_node.state))
+    gvisor_node.kill()
+    gvisor_node.start()
+    await inside.resume()
+    first, second, rest = (await inside.run("a = n; time.sleep(0.1); print(a, n, file.read())")).split()
+    assert 0 < int(first) < int(second)
+    assert rest == "bc"
+
+
+async def test_twenty_copies_differ_in_all_that_is_random(gvisor_node: NodeProcess) -> None:
+    """The hook of a restore runs in each before anybody reaches it."""
+    source = await started(gvisor_node)
+    await source.run("import random, uuid, os, tempfile, ssl; random.random(); x = 41")
+    await gvisor_node.call("snapshot", messages.TakeSnapshot(source.sandbox_id, "s1"), messages.SnapshotTaken)
+    seen: list[list[str]] = []
+    for _ in range(4):
+        async with asyncio.TaskGroup() as tasks:
+            making = [tasks.create_task(started(gvisor_node, snapshot_id="s1")) for _ in range(5)]
+        for task in making:
+            said = await task.result().run(
+                "print(x, os.urandom(8).hex(), random.random(), uuid.uuid4().hex, ssl.RAND_bytes(8).hex(),"
+                " next(tempfile._get_candidate_names()), os.environ['E2B_SANDBOX_ID'])"
+            )
+            seen.append(said.split())
+            await gvisor_node.end(task.result().sandbox_id)
+    assert {row[0] for row in seen} == {"41"}
+    for column in range(1, len(seen[0])):
+        assert len({row[column] for row in seen}) == len(seen), f"column {column}: {seen}"
+    assert await source.run("print(x)") == "41"
+
+
+async def test_pause_that_the_node_did_not_live_to_finish_leaves_it_running_or_paused(
+    gvisor_node: NodeProcess,
+) -> None:
+    """The node is killed after each step of a pause in turn."""
+    inside = await started(gvisor_node)
+    await inside.run(COUNTING)
+    before = 0
+    for point in PAUSE_POINTS:
+        gvisor_node.kill()
+        gvisor_node.start(point)
+        gvisor_node.arm()
+        with pytest.raises(Unavailable):
+            await inside.pause()
+        assert gvisor_node.wait() == -signal.SIGKILL, point
+        gvisor_node.start()
+        if await inside.state() == "paused":
+            await inside.resume()
+        now = int(await inside.run("print(n)"))
+        assert now > before, point
+        before = now
+        assert _images(gvisor_node) == set(), point
+
+
+async def test_resumption_that_the_node_did_not_live_to_finish_leaves_it_paused_or_running(
+    gvisor_node: NodeProcess,
+) -> None:
+    """The node is killed after each step of a resumption in turn."""
+    inside = await started(gvisor_node)
+    await inside.run("x = 41")
+    for point in RESUME_POINTS:
+        await inside.pause()
+        gvisor_node.kill()
+        gvisor_node.start(point)
+        gvisor_node.arm()
+        with pytest.raises(Unavailable):
+            await inside.resume()
+        assert gvisor_node.wait() == -signal.SIGKILL, point
+        gvisor_node.start()
+        if await inside.state() == "paused":
+            await inside.resume()
+        assert await inside.run("print(x)") == "41", point
+
+
+async def test_full_disk_leaves_the_sandbox_running(gvisor_node: NodeProcess) -> None:
+    """The error says so, and nothing of the image is left."""
+    inside = await started(gvisor_node)
+    await inside.run("x = 41")
+    gvisor_node.kill()
+    folder = gvisor_node.state / "images"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    # SAFETY: in the private mount namespace that these tests run in, over a folder made here.
+    syscalls.mount("tmpfs", str(folder), "tmpfs", syscalls.MS_NODEV, "size=4m")
+    try:
+        gvisor_node.start()
+        with pytest.raises(NotEnoughSpace):
+            await inside.pause()
+        assert await inside.state() == "running"
+        assert await inside.run("print(x)") == "41"
+        assert _images(gvisor_node) == set()
+    finally:
+        gvisor_node.kill()
+        syscalls.unmount(str(folder))
+        gvisor_node.start()
+    await inside.pause()
+    await inside.resume()
+    assert await inside.run("print(x)") == "41"
+
+
+async def test_damaged_image_is_refused_and_a_mended_one_resumes(gvisor_node: NodeProcess) -> None:
+    """One flipped bit, anywhere; nothing is started of it."""
+    inside = await started(gvisor_node)
+    await inside.run("x = 41")
+    await inside.pause()
+    (name,) = _images(gvisor_node)
+    path = gvisor_node.state / "images" / name / "pages.img"
+    _flip(path)
+    with pytest.raises(SnapshotUnusable, match=name):
+        await inside.resume()
+    block.await_nothing(block.number_of(gvisor_node.state))
+    _flip(path)
+    await inside.resume()
+    assert await inside.run("print(x)") == "41"
+
+
+@pytest.mark.nightly
+async def test_hundred_pauses_leave_nothing_and_grow_nothing(gvisor_node: NodeProcess) -> None:
+    inside = await started(gvisor_node)
+    await inside.run("x = 0")
+    sizes: list[int] = []
+    for number in range(100):
+        await inside.pause()
+        (name,) = _images(gvisor_node)
+        sizes.append((gvisor_node.state / "images" / name / "pages.img").stat().st_size)
+        await inside.resume()
+        assert await inside.run("x += 1; print(x)") == str(number + 1)
+    assert sizes[-1] < 1.2 * sizes[4]
+    assert _images(gvisor_node) == set()
+
+
+def _flip(path: Path) -> None:
+    """Change one bit in the middle, or change it back."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+def _images(node: NodeProcess) -> set[str]:
+    """What is kept of sandboxes, without what is made for a template or is on its way out."""
+    folder: Path = node.state / "images"
+    return {path.name for path in folder.iterdir() if not path.name.startswith(("warm-", "snapshot-"))}
