@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tests.support.waiting import until
 
+import cloche_agent.kernels
 from cloche_wire import connect
 
 TOKEN = "the-token-of-this-sandbox"
@@ -175,23 +176,34 @@ class PortAgent(Agent):
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.envd, timeout=STREAM_DEADLINE_S)
 
+    def interpret(
+        self, method: str, target: str, body: str | None = None, token: str | None = None
+    ) -> tuple[int, bytes]:
+        """A request to the code interpreter."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.interpreter, timeout=STREAM_DEADLINE_S)
+        with contextlib.closing(connection):
+            connection.request(method, target, body, {"X-Access-Token": token} if token else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
 
 @contextlib.contextmanager
-def agent_on_ports(folder: Path, kernels: Path | None = None) -> Generator[PortAgent]:
-    """An agent of its own, without a token yet; ends with it."""
+def agent_on_ports(folder: Path, *, is_pid_1: bool = False) -> Generator[PortAgent]:
+    """An agent of its own with all kernels, without a token yet; ends with it."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = one.getsockname()[1], other.getsockname()[1]
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"] if is_pid_1 else []
     child = subprocess.Popen(
-        [sys.executable, "-m", "cloche_agent", "--envd-port", str(ports[0]), "--interpreter-port",
-         str(ports[1]), "--kernels", str(kernels or folder)],
+        [*inside, sys.executable, "-m", "cloche_agent", "--envd-port", str(ports[0]), "--interpreter-port",
+         str(ports[1]), "--kernels", str(Path(cloche_agent.kernels.__file__).parent)],
     )  # fmt: skip
     try:
         for port in ports:
             until(functools.partial(_listens, port), within_s=STREAM_DEADLINE_S, what=f"port {port}")
         yield PortAgent(*ports, folder, child.pid)
     finally:
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 0
+        child.send_signal(signal.SIGKILL if is_pid_1 else signal.SIGTERM)  # unshare takes its child along
+        assert child.wait(10) == (-signal.SIGKILL if is_pid_1 else 0)
 
 
 def _listens(port: int) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
 import socket
 import subprocess
 import sys
@@ -23,25 +21,18 @@ def agent(tmp_path: Path) -> Generator[PortAgent]:
         yield agent
 
 
-def _interpreter(agent: PortAgent, method: str, target: str, body: str | None = None) -> tuple[int, bytes]:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", agent.interpreter, timeout=20)) as client:
-        client.request(method, target, body)
-        answer = client.getresponse()
-        return answer.status, answer.read()
-
-
 def test_both_services_tell_their_health_and_nothing_else_before_init(agent: PortAgent) -> None:
     assert agent.request("GET", "/health").status == 204
-    assert _interpreter(agent, "GET", "/health") == (200, b'"OK"')
+    assert agent.interpret("GET", "/health") == (200, b'"OK"')
     assert agent.request("GET", "/envs").status == 401
-    assert _interpreter(agent, "GET", "/contexts")[0] == 401
-    assert _interpreter(agent, "POST", "/execute", "{}")[0] == 401
+    assert agent.interpret("GET", "/contexts")[0] == 401
+    assert agent.interpret("POST", "/execute", "{}")[0] == 401
 
 
 def test_what_needs_the_token_needs_it_on_a_port_too(agent: PortAgent, tmp_path: Path) -> None:
     agent.initialise(tmp_path)
     assert agent.run("echo", "hello").stdout == b"hello\n"
-    assert _interpreter(agent, "POST", "/execute", '{"code": "1"}')[0] == 401
+    assert agent.interpret("POST", "/execute", '{"code": "1"}')[0] == 401
     agent.token = None
     for method, target in (("GET", "/envs"), ("GET", "/metrics"), ("GET", "/logs"), ("POST", "/init")):
         assert agent.request(method, target).status == 401

@@ -11,6 +11,7 @@ from cloche_agent.http import Response, json_response
 from cloche_agent.init import handle_init, handle_prepare
 from cloche_agent.metrics import Metrics
 from cloche_agent.process.service import ProcessService
+from cloche_agent.quiesce import handle_quiesce
 from cloche_agent.rpc import Router
 from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated
 
@@ -61,16 +62,18 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
             case path if path.startswith(_RPC_PREFIXES):
                 return await router.handle(request)
             case _:
-                return await _serve_node(request)
+                return await _serve_node(sandbox, reaper, request)
 
     return handle
 
 
-async def _serve_node(request: Request) -> Response:
+async def _serve_node(sandbox: Sandbox, reaper: Reaper, request: Request) -> Response:
     """Paths that the node keeps from everybody else."""
     match request.method, request.path:
         case "GET", path if path.startswith(forward.PREFIX):
             return await forward.handle_forward(request)
+        case "POST", "/quiesce":
+            return await handle_quiesce(sandbox, reaper)
         case _, path:
             raise NotFound(f"no such path: {path}")
 

@@ -67,6 +67,8 @@ class Sandbox:
         default_factory=list["Callable[[], Awaitable[None]]"]
     )
     """What each part of the agent does before the sandbox is used again."""
+    on_quiesce: list[Callable[[], None]] = field(default_factory=list["Callable[[], None]"])
+    """What each part of the agent forgets when every process is ended."""
 
     def authorized(self, token: str | None) -> bool:
         """Whether `token` is the sandbox's access token; compared in constant time."""

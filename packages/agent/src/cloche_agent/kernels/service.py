@@ -47,6 +47,7 @@ class InterpreterService:
         self._defaults: dict[str, Context] = {}
         """By name of their language: those that code without a context runs in."""
         sandbox.on_restore.append(self._renew)
+        sandbox.on_quiesce.append(self._forget_all)
 
     async def run(self) -> None:
         """Own the kernels until cancelled, then end them. Only one that `/prepare` wants starts unasked.
@@ -67,10 +68,7 @@ class InterpreterService:
                 await asyncio.Event().wait()
             finally:
                 self._tasks = None
-                for context in self._contexts.values():
-                    context.close()
-                self._contexts.clear()
-                self._defaults.clear()
+                self._forget_all()
 
     async def handle(self, request: Request) -> Response:
         """Answer one request.
@@ -161,6 +159,12 @@ class InterpreterService:
         return json_response(None)
 
     # --- contexts
+
+    def _forget_all(self) -> None:
+        for context in self._contexts.values():
+            context.close()
+        self._contexts.clear()
+        self._defaults.clear()
 
     async def _renew(self) -> None:
         async with asyncio.TaskGroup() as tasks:

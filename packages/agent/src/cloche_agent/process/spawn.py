@@ -248,6 +248,7 @@ class Reaper:
         self._everything = os.getpid() == 1 if everything is None else everything
         self._ended: dict[int, int] = {}
         self._waiting: dict[int, asyncio.Event] = {}
+        self._death = asyncio.Event()
 
     def install(self) -> None:
         """Take SIGCHLD of the running event loop, and collect what is dead already."""
@@ -262,6 +263,15 @@ class Reaper:
         """Whether a child made by `spawn` is not collected yet, so that its pid is still its own."""
         return pid in _unreaped
 
+    def running(self) -> tuple[int, ...]:
+        """Children made by `spawn` that are not collected yet."""
+        return tuple(_unreaped)
+
+    async def next_death(self) -> None:
+        """Wait until somebody is collected, whoever it is."""
+        self._death.clear()
+        await self._death.wait()
+
     async def wait(self, pid: int) -> int:
         """Raw wait status of a child made by `spawn`; may be called after its end, and by one caller only."""
         while pid not in self._ended:
@@ -274,6 +284,7 @@ class Reaper:
         for pid in (-1,) if self._everything else tuple(_unreaped):
             while (ended := _try_wait(pid)) is not None:
                 self._note(*ended)
+                self._death.set()
                 if pid != -1:
                     break
 
