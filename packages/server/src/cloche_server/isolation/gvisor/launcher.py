@@ -58,10 +58,13 @@ def _act(packet: bytes, descriptors: list[int]) -> server.Done:
     null = os.open(mount_points.NULL, os.O_RDWR | os.O_CLOEXEC)
     # SAFETY: nothing of ours goes in but this null device, on a mount that refuses the change of its owner
     # which runsc makes to what it gets for a standard stream.
-    process = subprocess.run(
-        request.command, check=False, stdin=null, stdout=null, stderr=null, env={"PATH": "/usr/bin:/bin"},
-        timeout=_TIMEOUT_S,
-    )  # fmt: skip
+    try:
+        process = subprocess.run(
+            request.command, check=False, stdin=null, stdout=null, stderr=null, timeout=_TIMEOUT_S,
+            env={"PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"runsc did not end within {_TIMEOUT_S:g} s") from error
     if process.returncode != 0:
         raise OSError(_reason(log) or f"runsc ended with status {process.returncode}")
     return server.Done(int(Path(request.pid_file).read_text()) if request.pid_file else 0)

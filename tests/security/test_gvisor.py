@@ -1,0 +1,124 @@
+"""Boundary: sandboxes with a kernel of their own, and what that kernel's processes may do on this machine."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.block import number_of
+from tests.support.fixtures import NEEDS_A_SERVER, connect_options, running
+from tests.support.server import Server
+
+from cloche import Sandbox
+from cloche_server.isolation.base import ID_RANGE, first_id
+from cloche_server.node.slots import SLOTS
+
+pytestmark = [NEEDS_A_SERVER, pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
+
+NOBODY = 65_534
+GOFER_CAPABILITIES = 0x4_001F
+"""CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SYS_CHROOT: in its own user namespace."""
+
+
+@pytest.fixture(scope="module")
+def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("gvisor") / "state", isolation="gvisor") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sandbox(gvisor: Server) -> Iterator[Sandbox]:
+    made = connect_options(gvisor, Sandbox.create, timeout=600)
+    yield made
+    made.kill()
+
+
+def processes(server: Server, sandbox: Sandbox) -> dict[int, str]:
+    """Host pid and name of every process in the sandbox's groups."""
+    name = f"cloche-{number_of(server.state)}/{sandbox.sandbox_id}/cgroup.procs"
+    groups = [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"memory/{name}")]
+    pids = {int(line) for group in groups for line in group.read_text().split()}
+    return {pid: Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0] for pid in pids}
+
+
+def status(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+):\s+(.*)$", (path / "status").read_text(), re.MULTILINE))
+
+
+def postures(server: Server, sandbox: Sandbox) -> list[tuple[str, str, str, str]]:
+    """Of each thread: whose process, users, filter, whether it may gain rights."""
+    found: list[tuple[str, str, str, str]] = []
+    for pid, name in processes(server, sandbox).items():
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                fields = status(thread)
+                found.append((name, fields["Uid"], fields["Seccomp"], fields["NoNewPrivs"]))
+    return found
+
+
+def test_no_thread_is_a_user_of_the_host_or_without_a_filter(gvisor: Server, sandbox: Sandbox) -> None:
+    """Also after a hundred commands, whose processes the kernel of the sandbox has made here."""
+    slots = first_id(number_of(gvisor.state) * SLOTS)
+    for _ in range(100):
+        sandbox.commands.run("true")
+    found = postures(gvisor, sandbox)
+    assert {name for name, *_ in found} >= {"runsc-sandbox", "runsc-gofer"}
+    for name, users, seccomp, no_new_privileges in found:
+        numbers = {int(number) for number in users.split()}
+        if name == "runsc-gofer":
+            assert numbers <= set(range(slots, slots + SLOTS * ID_RANGE)), (name, users)
+        else:
+            assert numbers == {NOBODY}, (name, users)
+        assert (seccomp, no_new_privileges) == ("2", "1"), name
+
+
+def test_its_processes_have_no_capability_over_the_host(gvisor: Server, sandbox: Sandbox) -> None:
+    """What they have holds in a user namespace that maps their own ids only."""
+    host = os.readlink("/proc/self/ns/user")
+    for pid, name in processes(gvisor, sandbox).items():
+        assert os.readlink(f"/proc/{pid}/ns/user") != host, name
+        if name == "runsc-gofer":
+            assert int(status(Path(f"/proc/{pid}"))["CapEff"], 16) & ~GOFER_CAPABILITIES == 0
+
+
+def test_its_processes_are_in_namespaces_of_their_own(gvisor: Server, sandbox: Sandbox) -> None:
+    for pid, name in processes(gvisor, sandbox).items():
+        if not name.startswith("runsc-"):
+            continue
+        for kind in ("mnt", "net", "ipc", "uts", "user"):
+            own, ours = (os.readlink(f"/proc/{one}/ns/{kind}") for one in (pid, "self"))
+            assert own != ours, (name, kind)
+
+
+def test_no_descriptor_of_the_kernel_leads_to_a_file_of_the_host(gvisor: Server, sandbox: Sandbox) -> None:
+    """It holds its memory, the file without a name that the sandbox writes to, sockets; no folder at all."""
+    (pid,) = (pid for pid, name in processes(gvisor, sandbox).items() if name == "runsc-sandbox")
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(entry)
+        assert not entry.is_dir(), target
+        if target.startswith("/") and not target.endswith("(deleted)"):
+            assert target.startswith(("/dev/", "/run/cloche/null")) or target.endswith("/exe"), target
+
+
+def test_the_machine_s_null_device_stays_root_s(gvisor: Server, sandbox: Sandbox) -> None:
+    """runsc gives its standard streams to the sandbox's user."""
+    assert (os.stat("/dev/null").st_uid, os.stat("/dev/null").st_gid) == (0, 0)  # noqa: PTH116
+
+
+def test_inside_is_another_kernel(gvisor: Server, sandbox: Sandbox) -> None:
+    ours = os.uname().release
+    assert sandbox.commands.run("uname -r").stdout.strip() != ours
+    told = sandbox.commands.run("cat /proc/version /proc/cmdline; dmesg", user="root").stdout
+    assert ours not in told
+
+
+def test_root_inside_cannot_write_to_the_template(gvisor: Server, sandbox: Sandbox) -> None:
+    """Another sandbox of the same template has the file as it was."""
+    sandbox.commands.run("echo changed > /etc/issue; rm /etc/debian_version", user="root")
+    other = connect_options(gvisor, Sandbox.create, timeout=60)
+    try:
+        assert "changed" not in other.commands.run("cat /etc/issue /etc/debian_version").stdout
+    finally:
+        other.kill()
