@@ -54,7 +54,7 @@ def _tunnel(agent: Agent, port: int, early: bytes = b"") -> socket.socket:
         piece = client.recv(1)
         assert piece, answer
         answer += piece
-    assert answer.startswith(b"HTTP/1.1 101 "), answer
+    assert answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n"), answer
     assert b"upgrade: tcp\r\n" in answer
     return client
 

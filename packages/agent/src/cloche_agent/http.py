@@ -390,9 +390,10 @@ class _Connection(asyncio.Protocol):
                 pass
             if self._transport.is_closing():
                 return  # its end is told to us
-            self._transport.write(
-                self._h11.send(h11.InformationalResponse(status_code=101, headers=answer.headers)) or b""
+            head = h11.InformationalResponse(
+                status_code=101, headers=answer.headers, reason=b"Switching Protocols"
             )
+            self._transport.write(self._h11.send(head) or b"")
             self._transport.pause_reading()
             early, _ = self._h11.trailing_data
             try:
