@@ -43,6 +43,10 @@ def processes(server: Server, sandbox: Sandbox) -> dict[int, str]:
     return {pid: Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0] for pid in pids}
 
 
+def namespace_of(pid: int | str, kind: str) -> str:
+    return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
+
+
 def status(path: Path) -> dict[str, str]:
     return dict(re.findall(r"^(\w+):\s+(.*)$", (path / "status").read_text(), re.MULTILINE))
 
@@ -76,9 +80,9 @@ def test_no_thread_is_a_user_of_the_host_or_without_a_filter(gvisor: Server, san
 
 def test_its_processes_have_no_capability_over_the_host(gvisor: Server, sandbox: Sandbox) -> None:
     """What they have holds in a user namespace that maps their own ids only."""
-    host = os.readlink("/proc/self/ns/user")
+    host = namespace_of("self", "user")
     for pid, name in processes(gvisor, sandbox).items():
-        assert os.readlink(f"/proc/{pid}/ns/user") != host, name
+        assert namespace_of(pid, "user") != host, name
         if name == "runsc-gofer":
             assert int(status(Path(f"/proc/{pid}"))["CapEff"], 16) & ~GOFER_CAPABILITIES == 0
 
@@ -88,7 +92,7 @@ def test_its_processes_are_in_namespaces_of_their_own(gvisor: Server, sandbox: S
         if not name.startswith("runsc-"):
             continue
         for kind in ("mnt", "net", "ipc", "uts", "user"):
-            own, ours = (os.readlink(f"/proc/{one}/ns/{kind}") for one in (pid, "self"))
+            own, ours = (namespace_of(one, kind) for one in (pid, "self"))
             assert own != ours, (name, kind)
 
 
@@ -96,7 +100,7 @@ def test_no_descriptor_of_the_kernel_leads_to_a_file_of_the_host(gvisor: Server,
     """It holds its memory, the file without a name that the sandbox writes to, sockets; no folder at all."""
     (pid,) = (pid for pid, name in processes(gvisor, sandbox).items() if name == "runsc-sandbox")
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(entry)
+        target = str(entry.readlink())
         assert not entry.is_dir(), target
         if target.startswith("/") and not target.endswith("(deleted)"):
             assert target.startswith(("/dev/", "/run/cloche/null")) or target.endswith("/exe"), target

@@ -8,13 +8,28 @@ import pytest
 from tests.unit.node.conftest import Node, request_for
 
 from cloche_server.isolation.base import Capabilities
-from cloche_server.node import agent_link, create, kill, machine, pause, reaper, reconcile, resume, snapshots
+from cloche_server.node import (
+    agent_link,
+    create,
+    dial,
+    egress,
+    kill,
+    machine,
+    pause,
+    reaper,
+    reconcile,
+    resume,
+    snapshots,
+)
 from cloche_server.node.agent_link import AgentInit
 from cloche_server.node.messages import (
+    Dial,
     PauseSandbox,
     RemoveSnapshot,
     ResumeSandbox,
     SandboxState,
+    SetEgress,
+    SetTimeout,
     TakeSnapshot,
     Wake,
 )
@@ -149,6 +164,17 @@ async def _refused(m: machine.Machine) -> bool:
     except Conflict:
         return True
     return False
+
+
+async def test_time_and_network_of_a_paused_sandbox_cannot_be_changed(node: Node) -> None:
+    async with node.machine() as m:
+        await paused(m)
+        with pytest.raises(Conflict, match="paused"):
+            reaper.set_timeout(m, SetTimeout(A, 60))
+        with pytest.raises(Conflict, match="paused"):
+            await egress.set_egress(m, SetEgress(A, allow_internet=False))
+        with pytest.raises(SandboxNotFound):
+            await dial.dial(m, Dial(A, 80))
 
 
 async def test_id_of_a_paused_sandbox_is_taken(node: Node) -> None:
@@ -341,16 +367,17 @@ async def test_sandboxes_of_a_snapshot_have_tokens_of_their_own_and_the_source_r
     node: Node, told: list[tuple[str, AgentInit]]
 ) -> None:
     async with node.machine() as m:
-        await create.create(m, request_for("a"))
+        await create.create(m, request_for("a", env={"FROM": "the source"}))
         taken = await snapshots.take(m, TakeSnapshot(A, "s1"))
         assert taken.bytes_on_disk == len(f"memory of {A}")
         assert node.driver.frozen == set()
         for letter in "bc":
             await create.create(m, request_for(letter, snapshot_id="s1", access_token=f"token of {letter}"))
             known, body = told[-1]
+            assert body.env_vars["FROM"] == "the source"
             assert (known, body.access_token, body.restored) == ("token", f"token of {letter}", True)
         assert {live.record.state for live in m.live.values()} == {"running"}
-        snapshots.remove(m, RemoveSnapshot("s1"))
+        await snapshots.remove(m, RemoveSnapshot("s1"))
         with pytest.raises(SnapshotNotFound):
             await create.create(m, request_for("d", snapshot_id="s1"))
 

@@ -20,6 +20,9 @@ INTERPRETER_PORT = 49999
 _HOST = re.compile(rb"(?:[A-Za-z0-9._+-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
 _CONTROL_PATHS = {
     b"/init",
+    b"/prepare",
+    b"/quiesce",
+    b"/forward",
     b"/logs",
     b"/freeze",
     b"/unfreeze",
@@ -93,7 +96,7 @@ def refuse_control_path(request: RequestHead) -> None:
         Refusal: 404.
     """
     path = posixpath.normpath(b"/" + unquote_to_bytes(request.path).lstrip(b"/")).lower()
-    if path in _CONTROL_PATHS:
+    if path in _CONTROL_PATHS or path.startswith(b"/forward/"):
         raise Refusal(404, "this path is reserved for the control plane")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -40,6 +42,8 @@ class Origin(NamedTuple):
     """What it goes on from; None: its agent is started."""
     known_token: str = ""
     """The one that its agent goes by before it is told its own."""
+    env: Mapping[str, str] = MappingProxyType({})
+    """Variables that the sandbox had that the image is of."""
     reboots: bool = False
     """Whether the processes of the image end, and only its files are of interest."""
 
@@ -88,7 +92,11 @@ async def from_image(machine: Machine, name: str, *, checked_before: bool = Fals
     if not tree.is_dir():
         raise SnapshotUnusable(f"image {name} needs runtime {manifest.runtime_tree}, which is gone")
     return origin._replace(
-        runtime_tree=tree, image=image, known_token=manifest.access_token, reboots=not manifest.has_memory
+        runtime_tree=tree,
+        image=image,
+        known_token=manifest.access_token,
+        env=manifest.env,
+        reboots=not manifest.has_memory,
     )
 
 
@@ -140,7 +148,7 @@ async def introduce(machine: Machine, live: Live, origin: Origin) -> None:
         address,
         agent_link.AgentInit(
             access_token=request.access_token,
-            env_vars=template.env | request.env,
+            env_vars={**template.env, **origin.env, **request.env},
             default_user=template.default_user,
             default_workdir=template.default_workdir,
             sandbox_id=request.sandbox_id,

@@ -11,7 +11,7 @@ from cloche_server.node import agent_link, threads
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import AGENT_PORT, Machine
 from cloche_server.node.messages import Dial
-from cloche_wire.errors import Internal, InvalidArgument, PortClosed, SandboxNotFound
+from cloche_wire.errors import Conflict, Internal, InvalidArgument, PortClosed, SandboxNotFound
 
 _TIMEOUT_S = 5.0
 
@@ -27,7 +27,10 @@ async def dial(machine: Machine, request: Dial) -> int:
         PortClosed: Nothing listens there.
         InvalidArgument: No such port.
     """
-    live = machine.find(request.sandbox_id)
+    try:
+        live = machine.find(request.sandbox_id)
+    except Conflict as error:
+        raise SandboxNotFound(f"no such sandbox: {request.sandbox_id}") from error
     if not 1 <= request.port <= 65_535:
         raise InvalidArgument(f"no such port: {request.port}")
     if not machine.driver.capabilities().listeners:

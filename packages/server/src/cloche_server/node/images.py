@@ -44,6 +44,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """The one that its agent goes by; empty for one that is nobody's."""
     has_memory: bool = True
     """Whether its processes go on in what is made of it; otherwise they end, and its files are there."""
+    env: dict[str, str] = {}
+    """Variables that its creator gave it, beside those of the template."""
     files: dict[str, FileSum] = {}
 
     @property

@@ -28,7 +28,7 @@ from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
 from cloche_server.node.volumes import Volumes
-from cloche_wire.errors import SandboxNotFound
+from cloche_wire.errors import Conflict, SandboxNotFound
 
 AGENT_PORT, INTERPRETER_PORT = 49983, 49999
 """Of an agent that is reached over its sandbox's network."""
@@ -95,8 +95,11 @@ class Machine:
 
         Raises:
             SandboxNotFound: There is none, or it is not running yet or any more.
+            Conflict: It is paused, or on its way there or back.
         """
         found = self.live.get(sandbox_id)
+        if sandbox_id in self.paused or (found is not None and found.record.state in _ON_DISK):
+            raise Conflict(f"sandbox is paused: {sandbox_id}", hint="resume it first")
         if found is None or found.record.state != "running":
             raise SandboxNotFound(f"no such sandbox: {sandbox_id}")
         return found

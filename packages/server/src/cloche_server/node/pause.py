@@ -55,8 +55,6 @@ async def pause(machine: Machine, request: PauseSandbox) -> None:
         Internal: It cannot be saved; the message says why.
     """
     turn = machine.turns.of(request.sandbox_id)
-    if request.sandbox_id in machine.paused:
-        raise Conflict(f"sandbox is paused: {request.sandbox_id}")
     if turn.locked():
         raise Conflict(f"something else is being done with the sandbox: {request.sandbox_id}")
     machine.find(request.sandbox_id)
@@ -81,7 +79,6 @@ async def pause_by_timeout(machine: Machine, live: Live) -> None:
 
 async def _pause(machine: Machine, live: Live, *, with_memory: bool) -> None:
     machine.move(live, "pause")
-    machine.publish_gone(live.record)
     began_s = machine.clock.boot_s()
     try:
         name = next_image(live.record)
@@ -98,6 +95,9 @@ async def _pause(machine: Machine, live: Live, *, with_memory: bool) -> None:
     except (Internal, NotEnoughSpace, OSError) as error:
         await _go_on(machine, live)
         raise _told(error) from error
+    # Only now: an agent that saw connections end would take that for clients that have gone, and interrupt
+    # their code. What it sees when it goes on is that all were cut at once.
+    machine.publish_gone(live.record)
     await put_away(machine, live)
     machine.paused[paused.request.sandbox_id] = paused
     machine.publish_state("paused", paused)
@@ -152,6 +152,7 @@ async def save(machine: Machine, live: Live, name: str, *, with_memory: bool, th
             live.record.runtime_tree,
             request.access_token,
             with_memory,
+            live.record.request.env,
         )
         return Saved(await machine.images.commit(name, manifest), stood_still_s)
     except BaseException:
@@ -181,9 +182,7 @@ async def _go_on(machine: Machine, live: Live) -> None:
     live.record = msgspec.structs.replace(live.record, state=next_state(live.record.state, "not_saved"))
     with contextlib.suppress(OSError):
         machine.journal.write(live.record)
-    if live.record.init is not None and machine.driver.is_alive(live.record.init):
-        machine.publish_route(live.record)
-    else:
+    if live.record.init is None or not machine.driver.is_alive(live.record.init):
         await kill.end(machine, sandbox_id, "exited")
 
 

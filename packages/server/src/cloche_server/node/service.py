@@ -240,7 +240,7 @@ def _image_methods(machine: Machine) -> dict[str, _Method]:
         return link.Answer(await snapshots.take(machine, _decode(params, messages.TakeSnapshot)))
 
     async def remove_snapshot(params: msgspec.Raw) -> link.Answer:
-        snapshots.remove(machine, _decode(params, messages.RemoveSnapshot))
+        await snapshots.remove(machine, _decode(params, messages.RemoveSnapshot))
         return link.Answer({})
 
     return {

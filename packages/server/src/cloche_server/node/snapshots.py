@@ -41,10 +41,10 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
         Internal: It cannot be saved; the message says why.
     """
     name = name_of(request.snapshot_id)
-    if name in machine.images:
-        raise Conflict(f"snapshot exists: {request.snapshot_id}")
     pause.check_ability(machine, with_memory=request.memory)
-    async with machine.turns.of(request.sandbox_id):
+    async with machine.turns.of(name), machine.turns.of(request.sandbox_id):
+        if name in machine.images:
+            raise Conflict(f"snapshot exists: {request.snapshot_id}")
         live = machine.find(request.sandbox_id)
         began_s = machine.clock.boot_s()
         try:
@@ -57,10 +57,12 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
     return SnapshotTaken(request.snapshot_id, saved.manifest.size_bytes, stall_ms)
 
 
-def remove(machine: Machine, request: RemoveSnapshot) -> None:
-    """Forget a snapshot. Idempotent; sandboxes that were made of it live on.
+async def remove(machine: Machine, request: RemoveSnapshot) -> None:
+    """Forget a snapshot, after it was made. Idempotent; sandboxes that were made of it live on.
 
     Raises:
         InvalidArgument: No such id can be.
     """
-    machine.images.remove(name_of(request.snapshot_id))
+    name = name_of(request.snapshot_id)
+    async with machine.turns.of(name):
+        machine.images.remove(name)
