@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
@@ -86,26 +86,40 @@ def density() -> Costs:
     new().kill()  # where nobody has asked for anything yet, there is no zygote, and each starts its own
     the_server.until_one_is_ready()
     the_server.until_quiet()
-    alive, available_mib = len(the_server.records()), processes.available_mib()
+    alive, available_mib, server_mib = (
+        len(the_server.records()),
+        processes.available_mib(),
+        server_pss_mib(),
+    )
     with crowd(CROWD) as made:
         for sandbox in made:
             assert sandbox.run_code(INTERPRETER).error is None
         the_server.until_quiet()
         fewer_mib = available_mib - processes.available_mib()
         more = len(the_server.records()) - alive
-        pss_mib = the_server.sandboxes_pss_mib([sandbox.sandbox_id for sandbox in made])
-    return {"pss": pss_mib, "available": [fewer_mib / more]}
+        ids = [sandbox.sandbox_id for sandbox in made]
+        costs = {"pss": the_server.sandboxes_pss_mib(ids), "available": [fewer_mib / more]}
+        costs["server"] = [(server_pss_mib() - server_mib) / more]
+        costs["cpu"] = [idle_pct([*the_server.own_processes(), *the_server.sandboxes_processes(ids)])]
+    return costs
+
+
+def server_pss_mib() -> float:
+    """Memory of the server's own processes."""
+    return sum(map(processes.pss_mib, the_server.own_processes()))
+
+
+def idle_pct(pids: Sequence[int]) -> float:
+    """What these processes use of a core while nobody asks for anything."""
+    before_s, began = sum(map(processes.cpu_s, pids)), time.monotonic()
+    time.sleep(IDLE_S)
+    return 100 * (sum(map(processes.cpu_s, pids)) - before_s) / (time.monotonic() - began)
 
 
 def idle_rss() -> Costs:
     """Memory of the server's own processes, and what they use of a core while nobody asks for anything."""
     the_server.until_quiet()
-    pids = the_server.own_processes()
-    before_s, began = sum(map(processes.cpu_s, pids)), time.monotonic()
-    time.sleep(IDLE_S)
-    used_s = sum(map(processes.cpu_s, pids)) - before_s
-    share_pct = 100 * used_s / (time.monotonic() - began)
-    return {"pss": [sum(map(processes.pss_mib, pids))], "cpu": [share_pct]}
+    return {"pss": [server_pss_mib()], "cpu": [idle_pct(the_server.own_processes())]}
 
 
 ACTS: dict[str, Act] = {act.__name__: act for act in (creates_per_s, creates, create_many, density, idle_rss)}

@@ -66,6 +66,15 @@ def own_processes() -> list[int]:
 
 def sandboxes_pss_mib(ids: list[str]) -> list[float]:
     """Memory of each of these sandboxes, over all of its processes."""
+    return [sum(map(processes.pss_mib, pids)) for pids in _by_sandbox(ids)]
+
+
+def sandboxes_processes(ids: list[str]) -> list[int]:
+    """Processes of these sandboxes."""
+    return [pid for pids in _by_sandbox(ids) for pid in pids]
+
+
+def _by_sandbox(ids: list[str]) -> list[list[int]]:
     kept, members = records(), processes.by_namespace()
     inits = [int(kept[name]["init"]["pid"]) for name in ids]  # type: ignore[index]
-    return [sum(map(processes.pss_mib, members[processes.namespace(init)])) for init in inits]
+    return [members[processes.namespace(init)] for init in inits]

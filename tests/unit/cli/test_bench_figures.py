@@ -36,6 +36,8 @@ PROMISED = {
     *("create_warm", "create_cold", "first_run_code", "run_code_hot", "exec_echo", "exec_loop", "burst"),
     *("creates_per_s", "density", "pause", "resume", "fork", "upload_100mb", "download_100mb"),
     *("stdout_mb_s", "pty_echo", "watch_event", "edge_overhead", "idle_rss"),
+    *("burst, each create", "burst, p99/p50 of its creates"),
+    *("density, server, each", "density, processor, all"),
 }
 
 

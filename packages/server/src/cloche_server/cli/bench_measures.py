@@ -36,6 +36,7 @@ class Unit(msgspec.Struct, frozen=True):
 MS = Unit("ms", "ms")
 MIB = Unit("MiB", "MiB")
 CORE = Unit("% of a core", "% of a core")
+TIMES = Unit("x", "x")
 PER_SECOND = Unit("per s", "ms", 1000)
 PER_GIB = Unit("per GiB", "MiB", 1024)
 MB_PER_S = Unit("MB/s", "ms", 1000 * DATA_MB)
@@ -149,7 +150,16 @@ MEASURES = (
         (Shown("exec_loop", MS, "each"), Shown("exec_loop, 5 parallel", MS, "parallel")),
     ),
     Measure("create_and_node", (Baseline("node_version"),)),
-    Measure("burst", (Baseline("nodes_100"),), every=_SELDOM),
+    Measure(
+        "burst",
+        (Baseline("nodes_100"),),
+        (
+            Shown("burst", MS),
+            Shown("burst, each create", MS, "create"),
+            Shown("burst, p99/p50 of its creates", TIMES, "spread"),
+        ),
+        every=_SELDOM,
+    ),
     Measure("creates_per_s", (Baseline("crun_loop"),), (Shown("creates_per_s", PER_SECOND),), every=_SELDOM),
     _transfer("upload_100mb"),
     _transfer("download_100mb"),
@@ -173,6 +183,8 @@ MEASURES = (
             Shown("density, each", MIB, "pss"),
             Shown("density, machine", PER_GIB, "available"),
             Shown("density, machine, each", MIB, "available"),
+            Shown("density, server, each", MIB, "server"),
+            Shown("density, processor, all", CORE, "cpu"),
         ),
         every=ONCE,
     ),
