@@ -163,8 +163,8 @@ def test_no_healthy_isolation_is_an_error_that_says_why(
 
 
 def test_unknown_isolation_in_the_file_is_never_replaced_in_silence(tmp_path: Path) -> None:
-    (tmp_path / "isolation").write_text("gvisor\n")
-    with pytest.raises(UnsupportedOption, match="gvisor"):
+    (tmp_path / "isolation").write_text("microvm\n")
+    with pytest.raises(UnsupportedOption, match="microvm"):
         prepare.settle_isolation(Config(state=str(tmp_path)))
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FIRST_TABLE_S = 5.0
 """How long the first requests after a start wait for the node's first list."""
-LATE_ROUTE_S = 0.25
+LATE_ROUTE_S = 1.0
 """How long an unknown sandbox may still turn up: a create may be answered before its route event has been
 read here."""
 MAX_WAITING = 512
