@@ -33,7 +33,14 @@ from cloche.errors import (
     Unavailable,
     Unimplemented,
 )
-from cloche.models import EntryInfo, FileType, SandboxInfo, SandboxQuery, SandboxState
+from cloche.models import (
+    EntryInfo,
+    FileType,
+    SandboxInfo,
+    SandboxQuery,
+    SandboxState,
+    SnapshotInfo,
+)
 from cloche_wire import connect, signature
 from cloche_wire.messages import filesystem
 from cloche_wire.messages.timestamp import Timestamp
@@ -133,6 +140,22 @@ def create_body(
     return body
 
 
+def lifecycle_body(on_timeout: str, auto_resume: bool) -> dict[str, Any]:
+    """Fields of a create that say what happens at the end of its time, where that is not the usual.
+
+    Raises:
+        InvalidArgument: No such end.
+    """
+    if on_timeout not in {"kill", "pause"}:
+        raise InvalidArgument(f"bad on_timeout: {on_timeout}", hint="write kill or pause")
+    fields: dict[str, Any] = {}
+    if on_timeout == "pause":
+        fields["autoPause"] = True
+    if auto_resume:
+        fields["autoResume"] = {"enabled": True}
+    return fields
+
+
 def list_params(
     query: SandboxQuery | None, limit: int | None, next_token: str | None, order: str | None
 ) -> dict[str, str]:
@@ -187,6 +210,27 @@ def read_info(data: Any) -> SandboxInfo:  # noqa: ANN401 - decoded JSON
         sandbox_domain=fields.get("domain"),
         allow_internet_access=fields.get("allowInternetAccess"),
     )
+
+
+def read_snapshot(data: Any) -> SnapshotInfo:  # noqa: ANN401 - decoded JSON
+    """Read the server's answer to a snapshot."""
+    fields = _object(data)
+    return SnapshotInfo(str(fields["snapshotID"]), tuple(map(str, fields.get("names") or ())))
+
+
+def read_forks(data: Any, connection: Connection) -> list[SandboxRecord | ClocheError]:  # noqa: ANN401
+    """Read the server's answer to a fork: of each copy its record, or why it is not there."""
+    if not isinstance(data, list):
+        raise Internal("malformed answer: expected a list")
+    made: list[SandboxRecord | ClocheError] = []
+    for item in cast("list[Any]", data):
+        fields = _object(item)
+        if fields.get("sandbox") is not None:
+            made.append(read_record(fields["sandbox"], connection))
+        else:
+            problem = _object(fields.get("error"))
+            made.append(api_error(int(problem.get("code") or 500), json_body(problem)))
+    return made
 
 
 def read_entry(entry: filesystem.EntryInfo | None) -> EntryInfo:

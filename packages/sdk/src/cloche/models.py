@@ -48,6 +48,19 @@ _WIRE_NAMES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A copy of a sandbox, to make others of.
+
+    Attributes:
+        snapshot_id: What `Sandbox.create` takes as a template.
+        names: Names that it was given.
+    """
+
+    snapshot_id: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxInfo:
     """What the server knows of a sandbox. Fields can also be read by their wire names: `info["startedAt"]`.
 

@@ -13,7 +13,7 @@
     │   └── PathNotFound
     ├── AlreadyExists         409  already_exists
     ├── Conflict              409  aborted
-    ├── SnapshotUnusable      409  failed_precondition
+    ├── SnapshotUnusable      409  aborted
     ├── TooLarge              413  resource_exhausted
     ├── ResourceExhausted     429  resource_exhausted
     ├── Canceled              499  canceled
@@ -127,7 +127,7 @@ class Conflict(ClocheError):
 class SnapshotUnusable(ClocheError):
     """What was kept on disk cannot be used: damaged, or made by other versions. Nothing was started."""
 
-    connect_code = "failed_precondition"
+    connect_code = "aborted"
     http_status = 409
 
 

@@ -7,9 +7,10 @@ import time
 import uuid
 from collections.abc import Mapping
 from types import TracebackType
-from typing import ClassVar, Self, Unpack
+from typing import ClassVar, Literal, Self, Unpack
 
 from cloche import _config, _requests, _volume_requests
+from cloche._sync import keeping
 from cloche._sync.client import Client, Session, sleep
 from cloche._sync.commands import Commands
 from cloche._sync.files import Files
@@ -20,8 +21,8 @@ from cloche._sync.volume import Volume
 from cloche._config import ConnectionOptions
 from cloche._either import Either
 from cloche._requests import SandboxRecord
-from cloche.errors import NotFound, SandboxNotFound, TemplateNotFound
-from cloche.models import SandboxInfo, SandboxQuery
+from cloche.errors import ClocheError, NotFound, SandboxNotFound, TemplateNotFound
+from cloche.models import SandboxInfo, SandboxQuery, SnapshotInfo
 from cloche_wire.hostname import format_host
 
 PORT_POLL_S = 0.05
@@ -50,6 +51,16 @@ def set_timeout_by_id(
     """Let the sandbox with that id live `timeout` seconds from now; see `Sandbox.set_timeout`."""
     with Client(_config.resolve(options)) as client:
         _timeout_set(client, sandbox_id, timeout)
+
+
+def _pause_by_id(
+    _owner: type[Sandbox],
+    sandbox_id: str,
+    memory: bool = True,
+    **options: Unpack[ConnectionOptions],
+) -> str:
+    with Client(_config.resolve(options)) as client:
+        return keeping.paused(client, sandbox_id, memory=memory)
 
 
 def _info_by_id(
@@ -92,23 +103,27 @@ class Sandbox(CodeInterpreter):
         allow_internet_access: bool | None = None,
         idempotency_key: str | None = None,
         volume_mounts: Mapping[str, Volume | str] | None = None,
+        on_timeout: Literal["kill", "pause"] = "kill",
+        auto_resume: bool = False,
         **options: Unpack[ConnectionOptions],
     ) -> Self:
         """Create a sandbox; when this returns it takes commands and code.
 
         Args:
-            template: Name or id of the template; None for the code interpreter.
+            template: Name or id of the template, or id of a snapshot; None for the code interpreter.
             timeout: Seconds it lives; None for the server's default, 300.
             metadata: Texts to find it by.
             envs: Variables of everything that runs in it.
             allow_internet_access: False cuts it off from the internet.
             idempotency_key: A key with which the same request returns the same sandbox; made if None.
             volume_mounts: Volumes, or their names, by the absolute paths where they are shown.
+            on_timeout: What becomes of it when its time is over.
+            auto_resume: Whether a request for it has it run again when it is paused.
             options: Where the server is and who asks.
 
         Raises:
             TemplateNotFound: There is no such template, or no such volume.
-            InvalidArgument: A value is out of range.
+            InvalidArgument: A value is out of range, or the server's isolation cannot do that.
             Unauthenticated: No key, or a wrong one.
             ResourceExhausted: The limit of sandboxes is reached.
             Unavailable: The server cannot be reached.
@@ -120,6 +135,7 @@ class Sandbox(CodeInterpreter):
         if volume_mounts:
             names = {path: at if isinstance(at, str) else at.name for path, at in volume_mounts.items()}
             body["volumeMounts"] = _volume_requests.mounts_body(names)
+        body |= _requests.lifecycle_body(on_timeout, auto_resume)
         return cls.of(client, new_sandbox(client, body, idempotency_key))
 
     def _connect_self(self, timeout: int | None = None, **options: Unpack[ConnectionOptions]) -> Self:
@@ -150,8 +166,69 @@ class Sandbox(CodeInterpreter):
         """
         return _info(self._client.with_options(options), self.sandbox_id)
 
+    def _pause_self(self, memory: bool = True, **options: Unpack[ConnectionOptions]) -> str:
+        """Put the sandbox on disk, where it costs nothing, and return its id; `connect` has it run again.
+
+        Args:
+            memory: Whether its processes go on then; otherwise only its files are there.
+            options: Where the server is and who asks.
+
+        Raises:
+            SandboxNotFound: It has ended.
+            InvalidArgument: The server's isolation cannot; the message names one that can.
+            NotEnoughSpace: The server's disk is full; the sandbox runs on.
+        """
+        return keeping.paused(self._client.with_options(options), self.sandbox_id, memory=memory)
+
+    def create_snapshot(
+        self, name: str | None = None, memory: bool = True, **options: Unpack[ConnectionOptions]
+    ) -> SnapshotInfo:
+        """Keep a copy of the sandbox, which runs on; its id is a template for others.
+
+        Args:
+            name: A name for it; None for none.
+            memory: Whether processes go on in sandboxes that are made of it; otherwise only files are there.
+            options: Where the server is and who asks.
+
+        Raises:
+            SandboxNotFound: It has ended.
+            InvalidArgument: The server's isolation cannot; the message names one that can.
+            NotEnoughSpace: The server's disk is full.
+        """
+        client = self._client.with_options(options)
+        return keeping.snapshot_of(client, self.sandbox_id, name, memory=memory)
+
+    def fork(
+        self, count: int = 1, timeout: int | None = None, **options: Unpack[ConnectionOptions]
+    ) -> list[Self | ClocheError]:
+        """Make sandboxes that go on from where this one is now; it runs on itself.
+
+        Args:
+            count: How many, 1 to 100.
+            timeout: Seconds that each lives.
+            options: Where the server is and who asks.
+
+        Returns:
+            For each the sandbox, or the error that it could not be made for.
+
+        Raises:
+            SandboxNotFound: It has ended.
+            InvalidArgument: `count` is out of range, or the server's isolation cannot.
+        """
+        made = keeping.forks_of(self._client.with_options(options), self.sandbox_id, count, timeout)
+        resolved = self._client.with_options(options).connection
+        return [one if isinstance(one, ClocheError) else self.of(Client(resolved), one) for one in made]
+
+    @staticmethod
+    def delete_snapshot(snapshot_id: str, **options: Unpack[ConnectionOptions]) -> bool:
+        """Delete a snapshot; sandboxes that were made of it live on. False where there is none."""
+        with Client(_config.resolve(options)) as client:
+            return keeping.snapshot_deleted(client, snapshot_id)
+
     connect = Either(_connect_by_id, _connect_self)
+    resume = connect
     kill = Either(_kill_by_id, _kill_self)
+    pause = Either(_pause_by_id, _pause_self)
     set_timeout = Either(set_timeout_by_id, _set_own_timeout)
     get_info = Either(_info_by_id, _own_info)
 
