@@ -4,9 +4,9 @@ import pytest
 from hypothesis import settings
 
 from tests.support import capabilities
-from tests.support.fixtures import own_server, pair, sandboxes, server
+from tests.support.fixtures import gvisor_server, own_server, pair, sandboxes, server
 
-__all__ = ["own_server", "pair", "sandboxes", "server"]
+__all__ = ["gvisor_server", "own_server", "pair", "sandboxes", "server"]
 
 
 @pytest.fixture

@@ -33,6 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def gvisor_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same with sandboxes that have kernels of their own."""
+    with running(tmp_path_factory.mktemp("gvisor") / "state", isolation="gvisor") as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of this module alone, to be maimed."""

@@ -65,15 +65,15 @@ def resolving_env(server: Server) -> dict[str, str]:
     }
 
 
-def run_suite(server: Server, report: Path) -> dict[str, str]:
-    """Run the whole suite once.
+def run_suite(server: Server, report: Path, suite: str = "suite") -> dict[str, str]:
+    """Run all of one of the client's suites once.
 
     Returns:
         For every test, by `file::name`, what went wrong; "" when nothing did, "skipped: ..." when it was. A
         test with parameters is well when it is well with all of them.
     """
     argv = [str(interpreter()), "-m", "pytest", "-c", str(PROJECT / "suite.ini"), f"--rootdir={PROJECT}"]
-    argv += ["-q", f"--junitxml={report}", "-o", "junit_family=xunit1", str(PROJECT / "suite")]
+    argv += ["-q", f"--junitxml={report}", "-o", "junit_family=xunit1", str(PROJECT / suite)]
     done = subprocess.run(
         argv, env=client_env(server), cwd=PROJECT, capture_output=True, text=True, timeout=1200, check=False
     )

@@ -26,6 +26,8 @@ class StandIn(NamedTuple):
     leaves: tuple[str, ...] = ()
     """Local files the snippet writes; a .png has to be one."""
     needs: tuple[str, ...] = ()
+    server: str = "server"
+    """Fixture of the server that it speaks to."""
 
 
 PNG = bytes.fromhex(
@@ -36,7 +38,6 @@ QUOTES = '<div class="quote"><span class="text">To be</span><small class="author
 SALES = "quarter,units,price,cost\n1,100,9.5,4\n2,150,9.0,4\n3,200,8.5,3\n4,175,9.0,4\n"
 
 SKIPPED = {
-    5: "pause and resume come with a later issue",
     10: "calls a language model's provider",
     11: "calls a language model's provider",
     23: "calls a language model's provider",
@@ -46,6 +47,9 @@ STAND_INS: dict[int, StandIn] = {
     1: StandIn(prints=("Hello, E2B!", "name='etc'")),
     2: StandIn(prints=("Data shape: (2, 3)", "Plot saved to /tmp/plot.png"), leaves=("plot.png",)),
     4: StandIn(prelude="sandbox = Sandbox()", prints=("Sandbox ID: i", "Started at: 20", "Ends at: 20")),
+    5: StandIn(
+        prelude="sandbox = Sandbox()", prints=("Sandbox paused: i",), needs=("runsc",), server="gvisor_server"
+    ),
     6: StandIn(
         host=Host("api.github.com", "application/json", '{"name": "E2B"}'),
         needs=("internet",),

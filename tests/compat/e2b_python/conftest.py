@@ -1,3 +1,3 @@
-"""The suite runs under another interpreter, so this session does not collect it."""
+"""The suites run under another interpreter, so this session does not collect them."""
 
-collect_ignore = ["suite"]
+collect_ignore = ["suite", "memory_suite"]

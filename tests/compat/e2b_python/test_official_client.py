@@ -1,4 +1,4 @@
-"""Every claim of suite/ holds for the unmodified official clients (PyPI, pinned in this folder's lock)."""
+"""Every claim of the suites holds for the unmodified official clients (PyPI, pinned in this folder)."""
 
 import ast
 from pathlib import Path
@@ -8,16 +8,16 @@ from tests.support import official
 from tests.support.fixtures import NEEDS_A_SERVER
 from tests.support.server import Server
 
-SUITE = Path(__file__).parent / "suite"
+SUITE, MEMORY_SUITE = (Path(__file__).parent / name for name in ("suite", "memory_suite"))
 POLYGLOT = "test_polyglot.py"
 pytestmark = NEEDS_A_SERVER
 
 
-def claims() -> list[str]:
-    """Names of all tests of the suite, read from its source: they need another interpreter to be imported."""
+def claims(suite: Path) -> list[str]:
+    """Names of all tests of a suite, read from its source: they need another interpreter to be imported."""
     return [
         f"{path.name}::{node.name}"
-        for path in sorted(SUITE.glob("test_*.py"))
+        for path in sorted(suite.glob("test_*.py"))
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
@@ -34,11 +34,26 @@ def verdicts(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     "claim",
     [
         pytest.param(claim, marks=pytest.mark.needs("polyglot") if claim.startswith(POLYGLOT) else ())
-        for claim in claims()
+        for claim in claims(SUITE)
     ],
 )
 def test_the_official_python_client(claim: str, verdicts: dict[str, str]) -> None:
-    verdict = verdicts[claim]
+    _judge(verdicts[claim])
+
+
+@pytest.fixture(scope="module")
+def memory_verdicts(gvisor_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return official.run_suite(gvisor_server, tmp_path_factory.mktemp("memory") / "report.xml", "memory_suite")
+
+
+@pytest.mark.needs("runsc")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("claim", claims(MEMORY_SUITE))
+def test_the_official_python_client_with_memory_kept(claim: str, memory_verdicts: dict[str, str]) -> None:
+    _judge(memory_verdicts[claim])
+
+
+def _judge(verdict: str) -> None:
     if verdict.startswith("skipped: "):
         pytest.skip(verdict.removeprefix("skipped: "))
     assert not verdict, verdict

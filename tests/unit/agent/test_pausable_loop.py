@@ -39,7 +39,16 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr(time, "monotonic", world.monotonic)
     monkeypatch.setattr(selectors.EpollSelector, "select", world.select)
+    monkeypatch.setattr(selectors.PollSelector, "select", world.select)
     return world
+
+
+def test_one_that_may_be_written_to_disk_leaves_nothing_with_the_kernel_between_two_waits() -> None:
+    loop = PausableLoop(is_saved=True)
+    try:
+        assert not hasattr(loop._selector, "fileno")  # type: ignore[attr-defined]
+    finally:
+        loop.close()
 
 
 def _sleep(seconds: float) -> None:

@@ -21,6 +21,7 @@ import resource
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloche_agent.activity import ActivityHandler
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What is imported stays: out of the collector's sight a fork also shares more of it.
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=PausableLoop) as runner:
+    # What has a network of its own may be written to disk with it.
+    loop = partial(PausableLoop, is_saved=options.envd.family == socket.AF_INET)
+    with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_serve(options))
     return 0
 

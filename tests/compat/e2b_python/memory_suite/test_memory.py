@@ -1,0 +1,153 @@
+"""Pause, resume, snapshots and forks of the official client, on a server with isolation gvisor."""
+
+import time
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+
+from e2b import SandboxState
+from e2b.exceptions import NotFoundException, SandboxException
+from e2b_code_interpreter import Sandbox
+
+COUNTER = "while true; do n=$((n + 1)); echo $n > /tmp/counter; sleep 0.02; done"
+
+
+LATER = """
+import threading, time
+done = []
+threading.Thread(target=lambda: (time.sleep(1), done.append(1))).start()
+"""
+
+
+def until(claim: Callable[[], bool], within_s: float = 30) -> None:
+    over_at = time.monotonic() + within_s
+    while not claim():
+        assert time.monotonic() < over_at, "not in time"
+
+
+def counted(sandbox: Sandbox) -> int:
+    return int(sandbox.commands.run("cat /tmp/counter").stdout or 0)
+
+
+def value(sandbox: Sandbox, code: str) -> str | None:
+    execution = sandbox.run_code(code)
+    assert execution.error is None, execution.error
+    return execution.text
+
+
+def test_processes_and_variables_go_on_after_a_pause(sandbox: Sandbox) -> None:
+    sandbox.run_code("import pandas as pd; frame = pd.DataFrame({'a': [1, 2]})")
+    sandbox.commands.run("printenv > /tmp/before; cd /tmp")
+    counter = sandbox.commands.run(COUNTER, background=True)
+    until(lambda: sandbox.files.exists("/tmp/counter") and counted(sandbox) > 0)
+    assert sandbox.pause() is True
+    assert sandbox.pause() is False
+    assert Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.PAUSED
+    assert [found.sandbox_id for found in Sandbox.list().next_items()] == [sandbox.sandbox_id]
+    resumed = Sandbox.connect(sandbox.sandbox_id, timeout=60)
+    assert resumed.sandbox_id == sandbox.sandbox_id
+    assert value(resumed, "int(frame.a.sum())") == "3"
+    first = counted(resumed)
+    until(lambda: counted(resumed) > first)
+    assert counter.pid in {process.pid for process in resumed.commands.list()}
+    # Who held the sandbox before goes on with it.
+    assert sandbox.commands.run("echo hi").stdout == "hi\n"
+
+
+def test_code_that_runs_while_it_is_paused_goes_on(sandbox: Sandbox) -> None:
+    sandbox.run_code(LATER)
+    sandbox.pause()
+    sandbox.connect()
+    until(lambda: value(sandbox, "len(done)") == "1")
+
+
+def test_twenty_pauses_lose_nothing(sandbox: Sandbox) -> None:
+    """With a stream open each time, whose connection a checkpoint cuts."""
+    sandbox.run_code("x = 0")
+    for number in range(20):
+        sandbox.commands.run("while true; do echo; sleep 0.02; done", background=True)
+        sandbox.pause()
+        sandbox.connect()
+        assert value(sandbox, "x += 1\nx") == str(number + 1)
+
+
+def test_a_pause_that_keeps_files_ends_processes(sandbox: Sandbox) -> None:
+    sandbox.run_code("x = 1")
+    sandbox.files.write("/home/user/kept", "abc")
+    sandbox.commands.run("sleep 1000", background=True)
+    sandbox.pause(mode="filesystem")
+    sandbox.connect()
+    assert sandbox.files.read("/home/user/kept") == "abc"
+    assert sandbox.commands.list() == []
+    assert sandbox.run_code("x").error.name == "NameError"
+
+
+def test_traffic_wakes_a_sandbox_that_its_time_out_has_paused() -> None:
+    lifecycle = {"on_timeout": "pause", "auto_resume": True}
+    sandbox = Sandbox.create(timeout=3, lifecycle=lifecycle)
+    try:
+        sandbox.run_code("x = 41")
+        sandbox.commands.run("python3 -m http.server 8000 >/dev/null 2>&1", background=True)
+        until(lambda: Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.PAUSED)
+        assert value(sandbox, "x + 1") == "42"
+        assert Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.RUNNING
+        assert sandbox.commands.run("curl -s -o /dev/null -w '%{http_code}' localhost:8000").stdout == "200"
+    finally:
+        sandbox.kill()
+
+
+def test_a_snapshot_makes_sandboxes_until_it_is_deleted(sandbox: Sandbox) -> None:
+    sandbox.run_code("x = 41")
+    sandbox.files.write("/home/user/kept", "abc")
+    snapshot = sandbox.create_snapshot()
+    assert value(sandbox, "x") == "41"
+    others = [Sandbox.create(snapshot.snapshot_id, timeout=60) for _ in range(2)]
+    for other in others:
+        assert value(other, "x") == "41"
+        assert other.files.read("/home/user/kept") == "abc"
+        assert other.commands.run("echo $E2B_SANDBOX_ID").stdout.strip() == other.sandbox_id
+        other.kill()
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is True
+    with pytest.raises((NotFoundException, SandboxException)):
+        Sandbox.create(snapshot.snapshot_id)
+
+
+def test_forks_go_on_from_one_moment_and_share_nothing_after_it(sandbox: Sandbox) -> None:
+    sandbox.run_code("import random, uuid, os, numpy; random.random(); numpy.random.rand(); x = 0")
+    forks = sandbox.fork(count=4, timeout=60)
+    code = "x += 1\nprint(os.urandom(8).hex(), random.random(), numpy.random.rand(), uuid.uuid4())"
+    seen = [fork.run_code(code).logs.stdout[0].split() for fork in (*forks, sandbox)]
+    for column in zip(*seen, strict=True):
+        assert len(set(column)) == len(seen), seen
+    assert len({fork.sandbox_id for fork in forks}) == 4
+    assert [value(fork, "x") for fork in (*forks, sandbox)] == ["1"] * 5
+    for fork in forks:
+        fork.kill()
+
+
+def test_what_is_paused_or_gone_is_told_by_its_own_error(sandbox: Sandbox) -> None:
+    with pytest.raises(SandboxException, match="between 1 and"):
+        sandbox.fork(count=0)
+    sandbox.pause()
+    with pytest.raises(SandboxException, match="paused"):
+        sandbox.fork()
+    with pytest.raises(NotFoundException):
+        Sandbox.connect("i" + "0" * 20)
+    assert sandbox.kill() is True
+    with pytest.raises(NotFoundException):
+        Sandbox.connect(sandbox.sandbox_id)
+
+
+def test_a_port_answers_and_is_reached_on_loopback_alone(sandbox: Sandbox) -> None:
+    """The network stack is the sandbox's own; what listens on 127.0.0.1 is reached by way of its agent."""
+    sandbox.commands.run("python3 -m http.server 8000 --bind 127.0.0.1 >/dev/null 2>&1", background=True)
+    sandbox.commands.run("python3 -m http.server 8001 --bind 0.0.0.0 >/dev/null 2>&1", background=True)
+    for port in (8000, 8001):
+        until(lambda port=port: f":{port:04X} " in sandbox.commands.run("cat /proc/net/tcp").stdout)
+        request = urllib.request.Request(
+            sandbox.connection_config.sandbox_url,
+            headers={"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(port)},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert b"Directory listing" in answer.read()
