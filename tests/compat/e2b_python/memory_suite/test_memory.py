@@ -1,5 +1,6 @@
 """Pause, resume, snapshots and forks of the official client, on a server with isolation gvisor."""
 
+import os
 import time
 import urllib.request
 from collections.abc import Callable
@@ -146,7 +147,7 @@ def test_a_port_answers_and_is_reached_on_loopback_alone(sandbox: Sandbox) -> No
     for port in (8000, 8001):
         until(lambda port=port: f":{port:04X} " in sandbox.commands.run("cat /proc/net/tcp").stdout)
         request = urllib.request.Request(
-            sandbox.connection_config.sandbox_url,
+            os.environ["E2B_API_URL"],
             headers={"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(port)},
         )
         with urllib.request.urlopen(request, timeout=20) as answer:
