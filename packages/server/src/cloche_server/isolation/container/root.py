@@ -38,7 +38,11 @@ def assemble(
     read_only = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
     syscalls.mount("overlay", RUNTIME, "overlay", read_only, f"lowerdir=.:{EMPTY}")
     os.chdir(folder)
-    options = f"lowerdir={LOWER},upperdir=upper,workdir=work,redirect_dir=nofollow,index=off,metacopy=off"
+    # Nothing of it outlives this machine, so nothing has to reach a disk. Without `volatile` the end of a
+    # sandbox writes out all that is dirty on the file system of all of them, and a tenant's `fsync` does too.
+    options = (
+        f"lowerdir={LOWER},upperdir=upper,workdir=work,volatile,redirect_dir=nofollow,index=off,metacopy=off"
+    )
     syscalls.mount("overlay", ROOT, "overlay", syscalls.MS_NODEV, options)
     for path, mount in shared.items():
         shared_mounts.show(mount, ROOT, path, user_namespace, first_id)
