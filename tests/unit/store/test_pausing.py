@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 from tests.fakes.clock import FakeClock
 
@@ -39,8 +40,10 @@ async def run_one(store: Store, clock: FakeClock, sandbox: SandboxId = ID, **mor
         **more,  # pyright: ignore[reportArgumentType]
     )
     await store.sandboxes.reserve(record, None, max_running=9)
-    end_at = now + timedelta(seconds=300)
-    await store.sandboxes.mark_running(team, sandbox, started_at=now, end_at=end_at, isolation="fake")
+    running = msgspec.structs.replace(
+        record, state="running", end_at=now + timedelta(seconds=300), isolation="fake"
+    )
+    assert await store.sandboxes.mark_running(running)
     return team
 
 

@@ -5,6 +5,7 @@ its row ends. What a killed api leaves, `reconcile` clears away.
 """
 
 import anyio
+import msgspec
 import structlog
 
 from cloche_server.api.control import ControlPlane
@@ -53,14 +54,14 @@ async def start(control: ControlPlane, record: SandboxRecord, order: CreateSandb
     began_s = control.clock.boot_s()
     try:
         state = await control.placement.create(order, timeout_s=control.config.limits.start_timeout_s)
-        running = await control.store.sandboxes.mark_running(
-            record.team_id,
-            record.id,
+        running = msgspec.structs.replace(
+            record,
+            state="running",
             started_at=state.started_at,
             end_at=state.end_at,
             isolation=state.isolation,
         )
-        if running is None:
+        if not await control.store.sandboxes.mark_running(running):
             raise Unavailable(f"sandbox ended while it was made: {record.id}")
     except BaseException as error:
         with anyio.CancelScope(shield=True):

@@ -16,6 +16,8 @@ Kind = Literal["created", "updated", "killed", "paused", "resumed", "snapshotted
 UPDATES_STEP = timedelta(minutes=1)
 """Moves of one sandbox's end that follow each other faster are one event: a terminal moves it every 5 s."""
 
+_INSERT = insert(events)
+
 
 class Subject(NamedTuple):
     """The sandbox something happens to, in one of its runs."""
@@ -84,11 +86,8 @@ def note_event(
     connection: Connection, subject: Subject, kind: Kind, details: Mapping[str, Any], at: datetime
 ) -> None:
     """Write down, inside a transaction, that something has happened."""
-    connection.execute(
-        insert(events).values(
-            **subject._asdict(), id=str(uuid.uuid4()), kind=kind, details=dict(details), happened_at=at
-        )
-    )
+    event = {"id": str(uuid.uuid4()), "kind": kind, "details": dict(details), "happened_at": at}
+    connection.execute(_INSERT, subject._asdict() | event)
 
 
 def note_update(connection: Connection, subject: Subject, details: Mapping[str, Any], at: datetime) -> None:

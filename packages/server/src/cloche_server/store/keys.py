@@ -5,7 +5,7 @@ import uuid
 from datetime import datetime, timedelta
 
 import msgspec
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from cloche_server.ids import TeamId, hash_api_key, new_api_key
 from cloche_server.store.schema import api_keys, teams
@@ -14,6 +14,12 @@ from cloche_server.store.session import Database
 DEFAULT_TEAM = "default"
 LAST_USED_STEP = timedelta(minutes=1)
 """`last_used` is written at most this often per key, so that reads stay reads."""
+
+_VALID = (
+    select(api_keys.c.id, api_keys.c.team_id, teams.c.name, api_keys.c.last_used)
+    .join(teams, teams.c.id == api_keys.c.team_id)
+    .where(api_keys.c.hash == bindparam("digest"), api_keys.c.revoked_at.is_(None))
+)
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -55,21 +61,8 @@ class Keys:
 
         def work(connection: Connection) -> KnownKey | None:
             # The comparison is of hashes, so its timing tells nothing about a key.
-            row = (
-                connection.execute(
-                    select(
-                        api_keys.c.id,
-                        api_keys.c.team_id,
-                        teams.c.name.label("team_name"),
-                        api_keys.c.last_used,
-                    )
-                    .join(teams, teams.c.id == api_keys.c.team_id)
-                    .where(api_keys.c.hash == digest, api_keys.c.revoked_at.is_(None))
-                )
-                .mappings()
-                .one_or_none()
-            )
-            return None if row is None else KnownKey(**row)
+            row = connection.execute(_VALID, {"digest": digest}).one_or_none()
+            return None if row is None else KnownKey(*row)
 
         return await self._database.read(work)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, delete, select, true
 
 from cloche_server.store.events import forget_events
-from cloche_server.store.sandboxes import ALIVE, State, end_rows
+from cloche_server.store.sandboxes import State, end_rows, is_alive
 from cloche_server.store.schema import pauses, sandboxes
 from cloche_server.store.session import Database
 
@@ -33,9 +33,7 @@ class Liveness:
         """State of every sandbox that has not ended, by its id."""
 
         def work(connection: Connection) -> Mapping[str, State]:
-            rows = connection.execute(
-                select(sandboxes.c.id, sandboxes.c.state).where(sandboxes.c.state.in_(ALIVE))
-            )
+            rows = connection.execute(select(sandboxes.c.id, sandboxes.c.state).where(is_alive))
             return {row.id: row.state for row in rows}
 
         return await self._database.read(work)
@@ -55,7 +53,10 @@ class Liveness:
         """End those of the sandboxes that live; returns how many did."""
 
         def work(connection: Connection) -> int:
-            return end_rows(connection, sandboxes.c.id.in_(ids), reason, at)
+            which = select(sandboxes).where(is_alive, sandboxes.c.id.in_(ids))
+            rows = connection.execute(which).mappings().all()
+            end_rows(connection, rows, reason, at)
+            return len(rows)
 
         return await self._database.write(work) if ids else 0
 

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     and_,
+    bindparam,
     delete,
     func,
     insert,
@@ -36,6 +37,41 @@ COUNTED: tuple[State, ...] = ("creating", "running", "resuming")
 """Those that take a place of the limit."""
 ALIVE: tuple[State, ...] = ("creating", *RUNNING, *PAUSED)
 IDEMPOTENCY_LIFE = timedelta(hours=24)
+
+# Made once: to put a statement together takes longer than to have it carried out, and one with `in_` is put
+# together anew each time.
+is_alive = or_(*(sandboxes.c.state == state for state in ALIVE))
+_is_counted = or_(*(sandboxes.c.state == state for state in COUNTED))
+_is_one = and_(sandboxes.c.team_id == bindparam("team"), sandboxes.c.id == bindparam("sandbox"))
+_ONE = select(sandboxes).where(_is_one)
+_ONE_ALIVE = _ONE.where(is_alive)
+_COUNT = select(func.count()).select_from(sandboxes).where(_is_counted)
+_INSERT = insert(sandboxes)
+_RUN = (
+    update(sandboxes)
+    .where(_is_one, sandboxes.c.state == "creating")
+    .values(
+        state="running",
+        started_at=bindparam("started"),
+        end_at=bindparam("end"),
+        isolation=bindparam("driver"),
+    )
+)
+_END = (
+    update(sandboxes)
+    .where(_is_one)
+    .values(
+        state="ended",
+        end_reason=bindparam("reason"),
+        ended_at=bindparam("at"),
+        access_token="",
+        traffic_token=None,
+    )
+)
+_FREE_KEY = delete(idempotency).where(idempotency.c.sandbox_id == bindparam("sandbox"))
+_PAUSE = select(pauses.c.paused_at, pauses.c.resumed_at).where(
+    pauses.c.sandbox_id == bindparam("sandbox"), pauses.c.run == bindparam("number")
+)
 
 
 class SandboxRecord(msgspec.Struct, frozen=True):
@@ -142,7 +178,7 @@ class Sandboxes:
             if claim is not None and (earlier := _claimed(connection, record, claim)) is not None:
                 return Reservation(earlier, is_new=False)
             check_room(connection, max_running)
-            connection.execute(insert(sandboxes).values(msgspec.structs.asdict(record)))
+            connection.execute(_INSERT, msgspec.structs.asdict(record))
             if claim is not None:
                 connection.execute(
                     insert(idempotency).values(
@@ -157,29 +193,20 @@ class Sandboxes:
 
         return await self._database.write(work)
 
-    async def mark_running(
-        self, team: TeamId, sandbox: SandboxId, *, started_at: datetime, end_at: datetime, isolation: str
-    ) -> SandboxRecord | None:
-        """Creating → running. None when it has ended in the meantime."""
+    async def mark_running(self, running: SandboxRecord) -> bool:
+        """Creating → running, with the times and the isolation of `running`.
 
-        def work(connection: Connection) -> SandboxRecord | None:
-            row = (
-                connection.execute(
-                    update(sandboxes)
-                    .where(is_sandbox(team, sandbox), sandboxes.c.state == "creating")
-                    .values(state="running", started_at=started_at, end_at=end_at, isolation=isolation)
-                    .returning(sandboxes)
-                )
-                .mappings()
-                .one_or_none()
-            )
-            if row is None:
-                return None
-            record = SandboxRecord(**row)
-            count_spawn(connection, team, record.template_id, started_at)
-            asked = {"sandbox_metadata": record.metadata} if record.metadata else {}
-            note_event(connection, subject_of(row), "created", asked, started_at)
-            return record
+        Returns:
+            False when it has ended in the meantime.
+        """
+
+        def work(connection: Connection) -> bool:
+            started = {"started": running.started_at, "end": running.end_at, "driver": running.isolation}
+            one = {"team": running.team_id, "sandbox": running.id}
+            if connection.execute(_RUN, one | started).rowcount == 0:
+                return False
+            _note_start(connection, running)
+            return True
 
         return await self._database.write(work)
 
@@ -187,11 +214,7 @@ class Sandboxes:
         """The team's sandbox in whatever state."""
 
         def work(connection: Connection) -> SandboxRecord | None:
-            row = (
-                connection.execute(select(sandboxes).where(is_sandbox(team, sandbox)))
-                .mappings()
-                .one_or_none()
-            )
+            row = connection.execute(_ONE, {"team": team, "sandbox": sandbox}).mappings().one_or_none()
             return None if row is None else SandboxRecord(**row)
 
         return await self._database.read(work)
@@ -288,7 +311,9 @@ class Sandboxes:
         """Alive → ended. False when it had ended before."""
 
         def work(connection: Connection) -> bool:
-            return end_rows(connection, is_sandbox(team, sandbox), reason, at) == 1
+            rows = connection.execute(_ONE_ALIVE, {"team": team, "sandbox": sandbox}).mappings().all()
+            end_rows(connection, rows, reason, at)
+            return len(rows) == 1
 
         return await self._database.write(work)
 
@@ -301,8 +326,7 @@ def check_room(connection: Connection, max_running: int) -> None:
     Raises:
         ResourceExhausted: `max_running` run already, or are about to.
     """
-    counted = select(func.count()).select_from(sandboxes).where(sandboxes.c.state.in_(COUNTED))
-    current = connection.execute(counted).scalar_one()
+    current = connection.execute(_COUNT).scalar_one()
     if current >= max_running:
         raise ResourceExhausted(
             f"limit of sandboxes that run at once reached: current {current}, maximum {max_running}",
@@ -310,25 +334,26 @@ def check_room(connection: Connection, max_running: int) -> None:
         )
 
 
-def end_rows(connection: Connection, which: ColumnElement[bool], reason: str, at: datetime) -> int:
-    """End the live ones among the rows, inside a transaction, and forget their tokens.
+def end_rows(connection: Connection, alive: Sequence[RowMapping], reason: str, at: datetime) -> None:
+    """End live rows, inside the transaction that has read them, and forget their tokens.
 
     A sandbox that never ran frees its idempotency key, so that the client's retry makes one.
     """
-    never_ran = select(sandboxes.c.id).where(which, sandboxes.c.state == "creating")
-    connection.execute(delete(idempotency).where(idempotency.c.sandbox_id.in_(never_ran)))
-    rows = connection.execute(
-        update(sandboxes)
-        .where(which, sandboxes.c.state.in_(ALIVE))
-        .values(state="ended", end_reason=reason, ended_at=at, access_token="", traffic_token=None)
-        .returning(sandboxes)
-    ).mappings()
-    ended = [*rows]
-    for row in ended:
+    for row in alive:
+        if row["state"] == "creating":
+            connection.execute(_FREE_KEY, {"sandbox": row["id"]})
+        one = {"team": row["team_id"], "sandbox": row["id"]}
+        connection.execute(_END, one | {"reason": reason, "at": at})
         if row["isolation"]:  # it ran
-            details = {"reason": row["end_reason"], "execution": execution_of(connection, row, at)}
+            details = {"reason": reason, "execution": execution_of(connection, row, at)}
             note_event(connection, subject_of(row), "killed", details, at)
-    return len(ended)
+
+
+def _note_start(connection: Connection, started: SandboxRecord) -> None:
+    count_spawn(connection, started.team_id, started.template_id, started.started_at)
+    asked = {"sandbox_metadata": started.metadata} if started.metadata else {}
+    subject = Subject(started.team_id, started.id, started.template_id, started.build_id, started.run)
+    note_event(connection, subject, "created", asked, started.started_at)
 
 
 def subject_of(row: RowMapping) -> Subject:
@@ -338,9 +363,9 @@ def subject_of(row: RowMapping) -> Subject:
 
 def execution_of(connection: Connection, row: RowMapping, until: datetime) -> dict[str, Any]:
     """Return what events tell of a sandbox's run, which has lasted until then or until its pause."""
-    mine = select(pauses.c.paused_at, pauses.c.resumed_at).where(pauses.c.sandbox_id == row["id"])
-    before = connection.execute(mine.where(pauses.c.run == row["run"] - 1)).one_or_none()
-    own = connection.execute(mine.where(pauses.c.run == row["run"])).one_or_none()
+    run = {"sandbox": row["id"], "number": row["run"]}
+    before = connection.execute(_PAUSE, run | {"number": row["run"] - 1}).one_or_none()
+    own = connection.execute(_PAUSE, run).one_or_none()
     began = row["started_at"] if before is None else before.resumed_at
     ended = until if own is None else own.paused_at
     return {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import Connection, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, update
 
 from cloche_server.ids import BuildId, TeamId, TemplateId
 from cloche_server.store.schema import EVERYONE, template_names, templates
@@ -34,6 +34,26 @@ class Template(msgspec.Struct, frozen=True):
         return self.owner == EVERYONE
 
 
+# Made once: to put a statement together takes longer than to have it carried out.
+_usable = or_(templates.c.owner == bindparam("team"), templates.c.owner == EVERYONE)
+_is_named = exists().where(
+    template_names.c.template_id == templates.c.id,
+    template_names.c.owner == templates.c.owner,
+    template_names.c.name == bindparam("reference"),
+)
+_FIND = (
+    select(templates)
+    .where(_usable, or_(templates.c.id == bindparam("reference"), _is_named))
+    .order_by(templates.c.owner.desc())
+    .limit(1)
+)
+_COUNT_SPAWN = (
+    update(templates)
+    .where(templates.c.id == bindparam("template"), _usable)
+    .values(spawn_count=templates.c.spawn_count + 1, last_spawned_at=bindparam("now"))
+)
+
+
 class Templates:
     """Queries, each for one team; a team's own names come before those of everyone."""
 
@@ -43,23 +63,9 @@ class Templates:
 
     async def find(self, team: TeamId, reference: str) -> Template | None:
         """Return the template with that id or name."""
-        named = exists().where(
-            template_names.c.template_id == templates.c.id,
-            template_names.c.owner == templates.c.owner,
-            template_names.c.name == reference,
-        )
 
         def work(connection: Connection) -> Template | None:
-            row = (
-                connection.execute(
-                    select(templates)
-                    .where(templates.c.owner.in_([team, EVERYONE]), or_(templates.c.id == reference, named))
-                    .order_by(templates.c.owner.desc())
-                    .limit(1)
-                )
-                .mappings()
-                .one_or_none()
-            )
+            row = connection.execute(_FIND, {"team": team, "reference": reference}).mappings().one_or_none()
             return None if row is None else Template(**row)
 
         return await self._database.read(work)
@@ -98,11 +104,7 @@ class Templates:
 
 def count_spawn(connection: Connection, team: TeamId, template_id: str, now: datetime) -> None:
     """Note, inside a transaction, that a sandbox of this template has started."""
-    connection.execute(
-        update(templates)
-        .where(and_(templates.c.id == template_id, templates.c.owner.in_([team, EVERYONE])))
-        .values(spawn_count=templates.c.spawn_count + 1, last_spawned_at=now)
-    )
+    connection.execute(_COUNT_SPAWN, {"template": template_id, "team": team, "now": now})
 
 
 def _upsert(connection: Connection, template: Template) -> None:
