@@ -24,9 +24,9 @@ PATIENCE_S = 60.0
 def records() -> dict[str, dict[str, object]]:
     """The journal: a record of each sandbox by its id."""
     found: dict[str, dict[str, object]] = {}
-    for path in JOURNAL.glob("*.json"):
+    for path in sorted(JOURNAL.glob("*.json"), key=lambda path: len(path.name)):
         with contextlib.suppress(FileNotFoundError):
-            found[path.stem] = json.loads(path.read_text())
+            found[path.name.partition(".")[0]] = json.loads(path.read_text())
     return found
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -62,6 +63,16 @@ class Server:
     def env(self) -> dict[str, str]:
         """Environment under which an unmodified E2B client speaks to this server."""
         return variables(configuration.load({"state": str(self.state)}), running_server(self.state))
+
+    def ready(self) -> dict[str, int]:
+        """Ids of the sandboxes that were made ahead, with the pid of their init, as the journal has them."""
+        found: dict[str, int] = {}
+        for path in self.state.glob("node/journal/*.json"):
+            with contextlib.suppress(FileNotFoundError):  # a newer one has taken its place
+                record = json.loads(path.read_bytes())
+                if record["state"] == "ready":
+                    found[record["request"]["sandbox_id"]] = record["init"]["pid"]
+        return found
 
     @property
     def templates(self) -> Path:

@@ -133,8 +133,12 @@ class NodeProcess:
 
     def init(self, sandbox_id: str) -> int:
         """Process id of a sandbox's init, from the journal."""
-        text = (self.state / "node" / "journal" / f"{sandbox_id}.json").read_text()
-        return json.loads(text)["init"]["pid"]
+        (path,) = self.records(sandbox_id)
+        return json.loads(path.read_text())["init"]["pid"]
+
+    def records(self, sandbox_id: str) -> list[Path]:
+        """A sandbox's files in the journal: one where it is there and nothing is being done with it."""
+        return [*self.state.glob(f"node/journal/{sandbox_id}.*")]
 
     def inside(self, sandbox_id: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
         """A socket in the sandbox's network, as a program of the tenant would have it."""

@@ -28,7 +28,7 @@ async def test_created_sandbox_answers_and_killed_one_is_gone(node: NodeProcess)
     number = block.number_of(node.state)
     assert [left for left in block.remains(number) if not left.startswith("/sys/class/net/")] == []
     block.await_nothing(number)
-    assert not (node.state / "node" / "journal" / f"{sandbox_id}.json").exists()
+    assert not node.records(sandbox_id)
 
 
 async def test_an_open_connection_does_not_keep_the_network_of_a_killed_sandbox(node: NodeProcess) -> None:

@@ -1,7 +1,6 @@
 """Sandboxes made ahead: nobody's until they are claimed, then exactly what a fresh one is."""
 
 import http.client
-import json
 import socket
 import subprocess
 import sys
@@ -27,23 +26,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(tmp_path_factory.mktemp("ahead") / "state", ahead=AHEAD) as made:
         with connect_options(made, Sandbox.create):
             pass
-        until(lambda: len(ready(made)) == AHEAD, within_s=30, what="sandboxes made ahead")
+        until(lambda: len(made.ready()) == AHEAD, within_s=30, what="sandboxes made ahead")
         yield made
-
-
-def ready(server: Server) -> dict[str, int]:
-    """Ids of those that are ready, with the pid of their init, as the journal has them."""
-    found: dict[str, int] = {}
-    for path in server.state.glob("node/journal/*.json"):
-        record = json.loads(path.read_text())
-        if record["state"] == "ready":
-            found[path.stem] = record["init"]["pid"]
-    return found
 
 
 def claim(server: Server, **options: object) -> Sandbox:
     """Create one, and make sure that it is one of those that were ready."""
-    ids = ready(server)
+    ids = server.ready()
     sandbox = connect_options(server, Sandbox.create, **options)
     assert sandbox.sandbox_id in ids
     return sandbox
@@ -64,14 +53,14 @@ def test_a_claimed_one_is_its_creator_s_in_every_way(server: Server) -> None:
     assert server.request("GET", f"/sandboxes/{name}/metrics").status_code == 200
     listed = [item["sandboxID"] for item in server.request("GET", "/v2/sandboxes").json()]
     assert listed == [name], (name, listed)  # those that are ready are nobody's
-    until(lambda: len(ready(server)) == AHEAD, within_s=30, what="another one")
+    until(lambda: len(server.ready()) == AHEAD, within_s=30, what="another one")
     sandbox.kill()
 
 
 def test_before_the_claim_nothing_answers_and_nothing_goes_out(server: Server, tmp_path: Path) -> None:
     """The agent refuses whoever reaches it, the edge knows no way to it, and no packet leaves."""
     with outside.played(tmp_path) as world:
-        pids = ready(server)
+        pids = server.ready()
         for name, pid in pids.items():
             for token in ("", "a" * 40):
                 for target in ("/files?path=/etc/passwd", "/envs", "/metrics", "/logs"):
@@ -92,7 +81,7 @@ def test_before_the_claim_nothing_answers_and_nothing_goes_out(server: Server, t
 def test_a_claim_without_internet_has_none(server: Server, tmp_path: Path) -> None:
     """The policy of the request holds before it is answered."""
     with outside.played(tmp_path) as world:
-        pids = ready(server)
+        pids = server.ready()
         sandbox = claim(server, allow_internet_access=False)
         assert not _reaches_outside(pids[sandbox.sandbox_id])
         assert world.reached() == []
@@ -111,12 +100,12 @@ def test_two_that_were_ready_share_no_randomness(server: Server) -> None:
 
 def test_a_node_that_is_killed_ends_those_that_were_ready_and_makes_others(server: Server) -> None:
     """Nothing of them is left, and a create right after the crash works."""
-    before = ready(server)
+    before = server.ready()
     server.kill_part("node")
     sandbox = connect_options(server, Sandbox.create)
     assert sandbox.run_code("1 + 1").text == "2"
-    until(lambda: len(ready(server)) == AHEAD, within_s=30, what="new ones")
-    assert not before.keys() & ready(server).keys()
+    until(lambda: len(server.ready()) == AHEAD, within_s=30, what="new ones")
+    assert not before.keys() & server.ready().keys()
     sandbox.kill()
 
 
@@ -136,7 +125,7 @@ def test_a_burst_larger_than_what_is_ready_succeeds(server: Server) -> None:
 
 
 def _claims(server: Server) -> bool:
-    ids = ready(server)
+    ids = server.ready()
     with connect_options(server, Sandbox.create) as sandbox:
         return sandbox.sandbox_id in ids
 

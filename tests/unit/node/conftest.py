@@ -237,7 +237,7 @@ class Node:
             "networks": set(self.network.slots),
             "folders": {path.name for path in self.state.glob("sandboxes/*")},
             "sockets": {path.name for path in self.state.glob("run/agents/*")},
-            "records": {path.name for path in self.state.glob("node/journal/*")},
+            "records": sorted(path.name.partition(".")[0] for path in self.state.glob("node/journal/*")),
             "images": {path.name for path in self.state.glob("images/*")},
         }
         return {kind: names for kind, names in found.items() if names}

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import stat
 from datetime import UTC, datetime
 from itertools import product
@@ -91,19 +92,91 @@ def test_unreadable_record_is_dropped_and_the_others_stay(
 def test_older_record_stays_when_the_disk_is_full(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.write_bytes
+    real = os.write
 
-    def half(path: Path, content: bytes) -> int:
-        real(path, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def half(descriptor: int, content: bytes) -> int:
+        return real(descriptor, content[: len(content) // 2])
 
     journal.write(record())
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", half)
+        patched.setattr(os, "write", half)
         with pytest.raises(OSError, match="No space"):
             journal.write(record(state="ending"))
+    assert Journal(tmp_path / "journal").read_all() == [record()]
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == [f"{ID}.1.json"]
+
+
+def test_of_two_records_the_newer_counts_and_goes_on(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.write(record())
+    with monkeypatch.context() as killed_there:
+        killed_there.setattr(Path, "unlink", lambda _, **__: None)
+        for count in range(10):
+            journal.write(record(slot=count))
+    after = Journal(tmp_path / "journal")
+    assert after.read_all() == [record(slot=9)]
+    after.write(record(state="ending"))
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == [f"{ID}.12.json"]
+    after.remove(ID)
+    assert after.read_all() == []
+
+
+def test_a_paused_one_is_on_disk_with_its_name_before_the_older_goes(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, synced = tmp_path / "journal", list[tuple[str, list[str]]]()
+
+    def sync(path: Path) -> None:
+        synced.append((path.name, sorted(found.name for found in folder.iterdir())))
+
+    monkeypatch.setattr("cloche_server.node.journal.sync", sync)
+    journal.write(record(state="pausing"))
+    assert synced == []  # twin: of one that is not on disk nothing is
+    journal.write(record(state="paused", image="image-1"))
+    assert synced == [
+        (f"{ID}.new", [f"{ID}.1.json", f"{ID}.new"]),
+        ("journal", [f"{ID}.1.json", f"{ID}.2.json"]),
+    ]
+    assert [path.name for path in folder.iterdir()] == [f"{ID}.2.json"]
+
+
+@pytest.mark.parametrize("broken", ["journal", f"{ID}.new"])
+def test_older_record_counts_where_the_newer_cannot_be_synced(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def sync(path: Path) -> None:
+        if path.name == broken:
+            raise OSError(errno.EIO, "Input/output error")
+
+    journal.write(record(state="pausing"))
+    with monkeypatch.context() as patched:
+        patched.setattr("cloche_server.node.journal.sync", sync)
+        with pytest.raises(OSError, match="Input/output error"):
+            journal.write(record(state="paused", image="image-1"))
+    assert Journal(tmp_path / "journal").read_all() == [record(state="pausing")]
+    journal.write(record())
+    assert Journal(tmp_path / "journal").read_all() == [record()]
+
+
+@pytest.mark.parametrize("torn", [b"", b"{"])
+def test_a_newer_one_that_a_crash_of_the_machine_has_torn_leaves_the_older(
+    journal: Journal, tmp_path: Path, torn: bytes
+) -> None:
+    paused = record(state="paused", image="image-1")
+    journal.write(paused)
+    (tmp_path / "journal" / f"{ID}.2.json").write_bytes(torn)
+    after = Journal(tmp_path / "journal")
+    assert after.read_all() == [paused]
+    after.write(record(state="resuming", image="image-1"))
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == [f"{ID}.2.json"]
+
+
+def test_records_of_earlier_versions_are_read(journal: Journal, tmp_path: Path) -> None:
+    (tmp_path / "journal" / f"{ID}.json").write_bytes(msgspec.json.encode(record()))
     assert journal.read_all() == [record()]
-    assert [path.name for path in (tmp_path / "journal").iterdir()] == [f"{ID}.json"]
+    journal.write(record(state="ending"))
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == [f"{ID}.1.json"]
 
 
 def test_tokens_in_it_are_roots_alone(journal: Journal, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ async def resumed(m: machine.Machine, sandbox_id: str = A) -> SandboxState:
 async def test_paused_sandbox_is_on_disk_and_nowhere_else(node: Node) -> None:
     async with node.machine() as m:
         await paused(m)
-        assert node.remains() == {"records": {f"{A}.json"}, "images": {f"{A}-1"}}
+        assert node.remains() == {"records": [A], "images": {f"{A}-1"}}
         assert m.slots.taken == frozenset()
         assert [record.public().state for record in m.paused.values()] == ["paused"]
 
@@ -454,7 +454,7 @@ async def test_node_that_dies_in_a_pause_finds_the_sandbox_running_or_paused(
     async with node.machine() as m:
         await reconcile.reconcile(m)
         if step == "destroy":
-            assert node.remains() == {"records": {f"{A}.json"}, "images": {f"{A}-1"}}
+            assert node.remains() == {"records": [A], "images": {f"{A}-1"}}
             await resumed(m)
         assert m.find(A).record.state == "running"
         assert node.driver.frozen == set()
@@ -486,7 +486,7 @@ async def test_machine_that_crashes_after_an_image_is_complete_finds_the_sandbox
     node.driver.exit(A)
     async with node.machine() as m:
         await reconcile.reconcile(m)
-        assert node.remains() == {"records": {f"{A}.json"}, "images": {f"{A}-1"}}
+        assert node.remains() == {"records": [A], "images": {f"{A}-1"}}
         await resumed(m)
 
 
@@ -513,7 +513,7 @@ async def test_node_that_dies_in_a_resumption_finds_the_sandbox_paused_or_runnin
         if step == "record":
             assert "images" not in node.remains()
         else:
-            assert node.remains() == {"records": {f"{A}.json"}, "images": {f"{A}-1"}}
+            assert node.remains() == {"records": [A], "images": {f"{A}-1"}}
             assert m.slots.taken == frozenset()
             await resumed(m)
         assert m.find(A).record.state == "running"

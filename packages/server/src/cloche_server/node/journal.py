@@ -1,12 +1,16 @@
 """What the node has to know after it was killed: one small file per sandbox, written before each act.
 
-A file is replaced by rename, so a reader sees the old record or the new one. Only what concerns paused
-sandboxes is synced to disk: after a crash of the machine no process of a sandbox exists, the boot id has
-changed, and every other record is undone anyway.
+A newer record is a file with the next number, and the older one goes after it: a reader takes the newest,
+and sees it whole, since it gets its name last. (A rename onto the older one would do as well, but ext4 begins
+to write a file to disk when it replaces another so: 0.4 ms instead of 0.1.) Only what concerns paused
+sandboxes is synced to disk, its name too before the older one goes: after a crash of the machine no process
+of a sandbox exists, the boot id has changed, and every other record is undone anyway.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -69,6 +73,8 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """Take the folder; it is made readable by root only, since records hold tokens."""
         self._folder = folder
+        self._numbers: dict[str, int] = {}
+        """By sandbox, that of its newest record."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, record: Record) -> None:
@@ -77,32 +83,64 @@ class Journal:
         Raises:
             OSError: The disk is full or broken; the older record is still there.
         """
-        path = self._folder / f"{record.request.sandbox_id}.json"
-        temporary = path.with_suffix(".new")
+        sandbox_id = record.request.sandbox_id
+        before = self._numbers.get(sandbox_id, 0)
+        temporary, newer = self._folder / f"{sandbox_id}.new", self._path(sandbox_id, before + 1)
         is_durable = record.image is not None
-        temporary.write_bytes(msgspec.json.encode(record))
+        _write(temporary, msgspec.json.encode(record))
         if is_durable:
             sync(temporary)
-        temporary.replace(path)
+        temporary.rename(newer)
         if is_durable:
-            sync(self._folder)
+            self._sync_name(newer)
+        self._numbers[sandbox_id] = before + 1
+        self._path(sandbox_id, before).unlink(missing_ok=True)
 
     def remove(self, sandbox_id: str) -> None:
         """Forget a sandbox. Idempotent."""
-        (self._folder / f"{sandbox_id}.json").unlink(missing_ok=True)
+        self._path(sandbox_id, self._numbers.pop(sandbox_id, 0)).unlink(missing_ok=True)
 
     def read_all(self) -> list[Record]:
-        """Every record.
+        """Every sandbox's newest record.
 
-        One that cannot be read is dropped with a log line: its leftovers are found by their names.
+        One that cannot be read is dropped with a log line: an older one counts then, or the sandbox's
+        leftovers are found by their names.
         """
-        records: list[Record] = []
-        for path in self._folder.iterdir():
-            try:
-                if path.suffix == ".json":
-                    records.append(msgspec.json.decode(path.read_bytes(), type=Record))
+        records: dict[str, Record] = {}
+        for path in sorted(self._folder.iterdir(), key=_number, reverse=True):
+            sandbox_id = path.name.partition(".")[0]
+            if path.suffix == ".json" and sandbox_id not in records:
+                try:
+                    records[sandbox_id] = msgspec.json.decode(path.read_bytes(), type=Record)
+                except msgspec.DecodeError:
+                    log.warning("journal.unreadable", file=path.name)
+                else:
+                    self._numbers[sandbox_id] = _number(path)
                     continue
-            except msgspec.DecodeError:
-                log.warning("journal.unreadable", file=path.name)
             path.unlink(missing_ok=True)
-        return records
+        return list(records.values())
+
+    def _sync_name(self, newer: Path) -> None:
+        try:
+            sync(self._folder)
+        except OSError:
+            newer.unlink(missing_ok=True)  # what the caller is told has failed must not count after a restart
+            raise
+
+    def _path(self, sandbox_id: str, number: int) -> Path:
+        # Without a number: as earlier versions wrote it.
+        return self._folder / (f"{sandbox_id}.{number}.json" if number else f"{sandbox_id}.json")
+
+
+def _number(path: Path) -> int:
+    number = path.name.partition(".")[2].partition(".")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(descriptor, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
