@@ -16,20 +16,10 @@ from cloche_server.config import EDGE_UID
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, threads, volume_requests
 from cloche_server.node.machine import AGENT_PORT, INTERPRETER_PORT, Live, Machine
-from cloche_wire.errors import SnapshotUnusable, TemplateNotFound
+from cloche_server.node.templates import Template
+from cloche_wire.errors import SnapshotUnusable
 
 AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Template(msgspec.Struct, frozen=True):
-    """What the node reads of a template's manifest."""
-
-    rootfs: str
-    default_user: str = "user"
-    default_workdir: str = "/home/user"
-    env: dict[str, str] = {}
-    warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
-    """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
 
 
 class Origin(NamedTuple):
@@ -48,26 +38,13 @@ class Origin(NamedTuple):
     """Whether the processes of the image end, and only its files are of interest."""
 
 
-def read_template(machine: Machine, build_id: str) -> Template:
-    """What the node has to know of a finished build.
-
-    Raises:
-        TemplateNotFound: No finished build of that id lies here.
-    """
-    path = machine.config.templates_dir / build_id / "manifest.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Template)
-    except (OSError, msgspec.DecodeError) as error:
-        raise TemplateNotFound(f"no finished build: {build_id}") from error
-
-
 def from_template(machine: Machine, build_id: str) -> Origin:
     """A sandbox whose agent is started.
 
     Raises:
         TemplateNotFound: No finished build of that id lies here.
     """
-    template = read_template(machine, build_id)
+    template = machine.templates.read(build_id)
     rootfs = machine.config.templates_dir / build_id / template.rootfs
     return Origin(template, rootfs, machine.tree.path)
 

@@ -99,12 +99,14 @@ async def _hand_over(machine: Machine, live: Live, origin: Origin) -> None:
     to use the token.
     """
     request = live.record.request
-    live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
-    policy, online = request.egress, request.allow_internet
-    change = threads.in_thread(machine.network.set_policy, live.record.slot, policy, online=online)
+
+    def give_network() -> None:
+        live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
+        machine.network.set_policy(live.record.slot, request.egress, online=request.allow_internet)
+
     try:
         async with asyncio.TaskGroup() as steps:
-            steps.create_task(change)
+            steps.create_task(threads.in_thread(give_network))
             steps.create_task(assemble.introduce(machine, live, origin))
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures
@@ -114,6 +116,8 @@ async def _hand_over(machine: Machine, live: Live, origin: Origin) -> None:
 async def making(machine: Machine, live: Live) -> AsyncGenerator[None]:
     """Make a sandbox in this block: it is journalled before, and on any error nothing of it is left after.
 
+    The record of one made ahead will do: whether it says `ready` or `creating`, a restart ends the sandbox.
+
     Raises:
         Unavailable: Somebody ended it meanwhile.
         ClocheError: A step of the block failed; OSError is told as one.
@@ -121,7 +125,8 @@ async def making(machine: Machine, live: Live) -> AsyncGenerator[None]:
     sandbox_id = live.record.request.sandbox_id
     machine.live[sandbox_id] = live
     try:
-        machine.journal.write(live.record)
+        if live.record.init is None:
+            machine.journal.write(live.record)
         yield
         live.builder = None
     except asyncio.CancelledError:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -27,6 +28,7 @@ from cloche_server.node.messages import PolicyChanged, Route, RouteGone, Sandbox
 from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
+from cloche_server.node.templates import Templates
 from cloche_server.node.volumes import Volumes
 from cloche_wire.errors import Conflict, SandboxNotFound
 
@@ -90,6 +92,11 @@ class Machine:
     network_removed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when something of a network may be left for `network_sweep`."""
 
+    @cached_property
+    def templates(self) -> Templates:
+        """What sandboxes are made of."""
+        return Templates(self.config.templates_dir)
+
     def find(self, sandbox_id: str) -> Live:
         """The running sandbox of that id.
 
@@ -131,7 +138,11 @@ class Machine:
 
     def sockets(self, sandbox_id: str) -> Path:
         """The folder of the sandbox's two sockets, which the edge connects to."""
-        return self.config.run_dir / "agents" / sandbox_id
+        return self._agents / sandbox_id
+
+    @cached_property
+    def _agents(self) -> Path:
+        return self.config.run_dir / "agents"
 
     def agent_address(self, record: Record) -> str:
         """Where that sandbox's agent answers: path of a Unix socket, or `address:port`."""

@@ -25,7 +25,7 @@ def name_of(machine: Machine, build_id: str) -> str:
     Raises:
         TemplateNotFound: No finished build of that id lies here.
     """
-    template = assemble.read_template(machine, build_id)
+    template = machine.templates.read(build_id)
     runs_on = machine.tree.path.name, machine.driver.capabilities().image_format, *template.warm
     return f"{PREFIX}{build_id}-{hashlib.sha256(repr(runs_on).encode()).hexdigest()[:16]}"
 

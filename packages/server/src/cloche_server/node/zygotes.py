@@ -40,7 +40,7 @@ async def open_family(machine: Machine, kind: Kind) -> bool:
     began_s = machine.clock.boot_s()
     family = None
     try:
-        template = assemble.read_template(machine, kind.build_id)
+        template = machine.templates.read(kind.build_id)
         folder.mkdir(mode=0o700)
         spec = FamilySpec(
             family_id=family_id,

@@ -29,7 +29,7 @@ import msgspec
 
 from cloche_server import disk_space
 from cloche_server.config import API_UID, Config
-from cloche_server.node.assemble import Template
+from cloche_server.node.templates import Template
 from cloche_server.templates import host_settings, manifest, recipe, trial
 from cloche_server.templates.manifest import MANIFEST_NAME, Manifest
 from cloche_server.templates.recipe import Recipe

@@ -1,0 +1,50 @@
+"""What the node has to know of templates: their manifests, of which each is read and checked once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from cloche_wire.errors import TemplateNotFound
+
+
+class Template(msgspec.Struct, frozen=True):
+    """What the node reads of a template's manifest."""
+
+    rootfs: str
+    default_user: str = "user"
+    default_workdir: str = "/home/user"
+    env: dict[str, str] = {}
+    warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
+    """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
+
+
+class Templates:
+    """The finished builds of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder; others add and remove builds at any time."""
+        self._folder = folder
+        self._read: dict[str, tuple[tuple[int, ...], Template]] = {}
+        """By build, and what its file was when it was read."""
+
+    def read(self, build_id: str) -> Template:
+        """What the node has to know of a finished build; read anew where its manifest is another file by now.
+
+        Raises:
+            TemplateNotFound: No finished build of that id lies here.
+        """
+        path = self._folder / build_id / "manifest.json"
+        try:
+            found = path.stat()
+            # Before the content is read: what takes the file's place meanwhile is read the next time.
+            file = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            known = self._read.get(build_id)
+            if known is None or known[0] != file:
+                known = file, msgspec.json.decode(path.read_bytes(), type=Template)
+                self._read[build_id] = known
+        except (OSError, msgspec.DecodeError) as error:
+            self._read.pop(build_id, None)
+            raise TemplateNotFound(f"no finished build: {build_id}") from error
+        return known[1]
