@@ -13,7 +13,7 @@ from cloche_server.node import ahead, create, kill, reconcile
 from cloche_server.node.demand import RECENT_S, Demand, Need
 from cloche_server.node.machine import Machine
 from cloche_server.node.messages import EgressPolicy, SandboxReady, VolumeMount
-from cloche_wire.errors import Internal, InvalidArgument
+from cloche_wire.errors import Internal, InvalidArgument, ResourceExhausted
 
 pytestmark = pytest.mark.anyio
 SMALL, LARGE = Need("t", "a", 2, 512), Need("t", "a", 2, 1024)
@@ -65,6 +65,17 @@ async def until(true: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.002)
     raise AssertionError("not within 10 s")
+
+
+async def test_one_is_left_as_it_was_where_as_many_as_may_be_are_somebody_s(node: Node) -> None:
+    async with node.machine() as m, keeping(m) as (first, second):
+        m.config = msgspec.structs.replace(m.config, limits=Limits(max_sandboxes=1))
+        await create.create(m, request_for("a", sandbox_id=first.sandbox_id))
+        with pytest.raises(ResourceExhausted):
+            await create.create(m, request_for("a", sandbox_id=second.sandbox_id))
+        assert ahead.ready(m) == [second]
+        await kill.end(m, first.sandbox_id, "killed")
+        await create.create(m, request_for("a", sandbox_id=second.sandbox_id))
 
 
 async def test_one_that_was_made_ahead_becomes_the_request_s(node: Node) -> None:

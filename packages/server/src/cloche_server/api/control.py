@@ -23,6 +23,7 @@ class Creations:
     def __init__(self) -> None:
         """Nothing is being made yet."""
         self._done: dict[str, anyio.Event] = {}
+        self._ended: set[str] = set()
 
     def __contains__(self, sandbox_id: object) -> bool:
         return sandbox_id in self._done
@@ -35,6 +36,16 @@ class Creations:
             yield
         finally:
             self._done.pop(sandbox_id).set()
+            self._ended.discard(sandbox_id)
+
+    def note_end(self, sandbox_id: str) -> None:
+        """Its node says that it is gone, which no row may know: that of a sandbox made ahead comes last."""
+        if sandbox_id in self._done:
+            self._ended.add(sandbox_id)
+
+    def has_ended(self, sandbox_id: str) -> bool:
+        """Whether that was said while it was being made."""
+        return sandbox_id in self._ended
 
     async def wait(self, sandbox_id: str) -> None:
         """Return when the sandbox is no longer being made here."""

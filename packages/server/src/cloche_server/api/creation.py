@@ -1,8 +1,11 @@
 """From a row `creating` to a sandbox that runs; on any error nothing of it is left.
 
-At most once: the row is there before a node is asked, and whatever a create may have left is killed before
-its row ends. What a killed api leaves, `reconcile` clears away.
+At most once: the row is there before a node is asked to make one, and whatever a create may have left is
+killed before its row ends. One made ahead is there anyway: its row is written once, when it runs and before
+anybody is told. What a killed api leaves, row or sandbox, `reconcile` clears away.
 """
+
+from collections.abc import Awaitable, Callable
 
 import anyio
 import msgspec
@@ -10,9 +13,9 @@ import structlog
 
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.network_options import Egress
-from cloche_server.node.messages import CreateSandbox, VolumeMount
+from cloche_server.node.messages import CreateSandbox, SandboxReady, VolumeMount
 from cloche_server.store.sandboxes import SandboxRecord
-from cloche_wire.errors import ClocheError, Unavailable
+from cloche_wire.errors import ClocheError, ResourceExhausted, Unavailable, UnsupportedOption
 
 CLEAN_UP_TIMEOUT_S = 10.0
 
@@ -51,6 +54,40 @@ async def start(control: ControlPlane, record: SandboxRecord, order: CreateSandb
 
     Requires: the row is written, and held in `control.creations`.
     """
+    return await _start(control, record, order, control.store.sandboxes.mark_running)
+
+
+async def use(
+    control: ControlPlane, ready: SandboxReady, record: SandboxRecord, order: CreateSandbox
+) -> SandboxRecord:
+    """Have a sandbox made ahead become the caller's.
+
+    Requires: there is no row, and the sandbox is held in `control.creations`.
+    Leaves: its row `running`; on any error none that lives, and nothing on a node that can be reached.
+    """
+    is_given = False
+
+    async def keep(running: SandboxRecord) -> bool:
+        nonlocal is_given
+        is_given = True
+        await control.store.sandboxes.add_running(running, max_running=control.config.limits.max_sandboxes)
+        return not control.creations.has_ended(running.id)
+
+    try:
+        return await _start(control, record, order, keep)
+    except (ResourceExhausted, UnsupportedOption):
+        if not is_given:
+            control.placement.ready.add(ready)  # its node has left it as it was
+        raise
+
+
+async def _start(
+    control: ControlPlane,
+    record: SandboxRecord,
+    order: CreateSandbox,
+    keep: Callable[[SandboxRecord], Awaitable[bool]],
+) -> SandboxRecord:
+    """Have it run, and keep that: write its row, which says False when it has ended meanwhile."""
     began_s = control.clock.boot_s()
     try:
         state = await control.placement.create(order, timeout_s=control.config.limits.start_timeout_s)
@@ -61,7 +98,7 @@ async def start(control: ControlPlane, record: SandboxRecord, order: CreateSandb
             end_at=state.end_at,
             isolation=state.isolation,
         )
-        if not await control.store.sandboxes.mark_running(running):
+        if not await keep(running):
             raise Unavailable(f"sandbox ended while it was made: {record.id}")
     except BaseException as error:
         with anyio.CancelScope(shield=True):

@@ -34,7 +34,7 @@ async def reconcile(control: ControlPlane) -> None:
     """Make rows and node agree once.
 
     The order of the three questions matters: a row read as running or paused before the node was asked has to
-    be in its answer, and a sandbox in the answer has to have a row afterwards.
+    be in its answer, and a sandbox in the answer that nobody was making then has to have a row afterwards.
 
     Raises:
         Unavailable: The node or the database does not answer; nothing is concluded from that.
@@ -44,6 +44,7 @@ async def reconcile(control: ControlPlane) -> None:
     unmade = {sandbox for sandbox, state in before.items() if state == "creating"}
     unmade = {sandbox for sandbox in unmade if sandbox not in control.creations}
     alive = {state.sandbox_id: state for state in await control.placement.list()}
+    made = [sandbox for sandbox in alive if sandbox not in control.creations]
     after = await control.store.liveness.alive()
     # Still `creating` now, and not in the making when asked after `before`: whoever was making it is dead.
     # One whose making had just ended has a row that says so.
@@ -55,7 +56,7 @@ async def reconcile(control: ControlPlane) -> None:
         sandbox for sandbox, state in known.items() if after.get(sandbox) == state and sandbox in alive
     ]
     turned = [sandbox for sandbox in settled if alive[sandbox].state != known[sandbox]]
-    orphans = [sandbox for sandbox in alive if sandbox not in after]
+    orphans = [sandbox for sandbox in made if sandbox not in after]
     # First what costs nothing, so that a kill that takes long keeps no dead sandbox in a listing.
     await control.store.liveness.end(lost, "lost", control.clock.now())
     for sandbox in turned:
@@ -128,6 +129,7 @@ async def _take_event(control: ControlPlane, event: LinkUp | SandboxEnded | Sand
         case SandboxState():
             await write_word(control, event)
         case SandboxEnded(sandbox_id, reason):
+            control.creations.note_end(sandbox_id)
             if await control.store.liveness.end([sandbox_id], reason, control.clock.now()):
                 log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from cloche_server.api import shapes, shown
 from cloche_server.api.control import ControlPlane
-from cloche_server.api.creation import order_of, start
+from cloche_server.api.creation import order_of, start, use
 from cloche_server.api.network_options import check_update
 from cloche_server.api.node_word import missed
 from cloche_server.api.options import Options, check_options
@@ -73,17 +73,18 @@ class SandboxEndpoints:
         ready = None if mounts else self._take_ready(call, origin)
         sandbox_id = new_sandbox_id() if ready is None else SandboxId(ready.sandbox_id)
         record = self._new_record(call, body, options, origin, sandbox_id)
+        order = order_of(record, options.network.egress, timeout_s=options.timeout_s, mounts=mounts)
+        order = msgspec.structs.replace(order, env=body.env_vars)
         with self._control.creations.hold(record.id):
+            if ready is not None and claim is None:
+                record = await use(self._control, ready, record, order)
+                return reply(201, shown.sandbox(self._control.config, record))
             try:
                 reservation = await self._control.store.sandboxes.reserve(
                     record, claim, max_running=self._limits.max_sandboxes
                 )
                 if reservation.is_new:
                     ready = None
-                    order = order_of(
-                        record, options.network.egress, timeout_s=options.timeout_s, mounts=mounts
-                    )
-                    order = msgspec.structs.replace(order, env=body.env_vars)
                     record = await start(self._control, record, order)
             finally:
                 if ready is not None:

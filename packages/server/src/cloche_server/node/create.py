@@ -27,10 +27,12 @@ from cloche_wire.errors import (
     Internal,
     InvalidArgument,
     NotEnoughSpace,
+    ResourceExhausted,
     Unavailable,
 )
 
 _BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
+_IN_USE = ("creating", "running", "pausing", "resuming")
 
 log = structlog.get_logger()
 
@@ -48,7 +50,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         SnapshotNotFound, SnapshotUnusable: No such snapshot, or it is damaged or of other versions.
         UnsupportedOption: This node's isolation cannot do what is asked.
         VolumeNotFound: No such volume of that team.
-        ResourceExhausted: The limit of sandboxes is reached.
+        ResourceExhausted: The limit of sandboxes is reached; one made ahead is left as it was.
         Internal: A step failed; the message names it.
     """
     if machine.draining:
@@ -169,7 +171,19 @@ async def _made_ahead(machine: Machine, request: CreateSandbox) -> Live | None:
 
 
 def _claim(machine: Machine, live: Live, request: CreateSandbox) -> None:
-    """From here on it is the request's, and is ended when the rest of the create fails."""
+    """From here on it is the request's, and is ended when the rest of the create fails.
+
+    Raises:
+        ResourceExhausted: As many sandboxes as there may be are somebody's.
+    """
+    # Slots do not tell: there are some for those made ahead, and this one has its own.
+    records = [other.record for other in machine.live.values() if other.record.request.access_token]
+    used = sum(record.state in _IN_USE for record in records)
+    if used >= machine.config.limits.max_sandboxes:
+        raise ResourceExhausted(
+            f"limit of sandboxes that run at once reached: current {used}",
+            hint="kill or pause some, wait for one to end, or raise limits.max_sandboxes",
+        )
     before = live.record
     live.builder = asyncio.current_task()
     live.record = msgspec.structs.replace(

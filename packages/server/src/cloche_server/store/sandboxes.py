@@ -193,6 +193,20 @@ class Sandboxes:
 
         return await self._database.write(work)
 
+    async def add_running(self, running: SandboxRecord, *, max_running: int) -> None:
+        """Write the row of a sandbox that runs by now, in place of `reserve` and `mark_running`.
+
+        Raises:
+            ResourceExhausted: `max_running` sandboxes run already; there is no row.
+        """
+
+        def work(connection: Connection) -> None:
+            check_room(connection, max_running)
+            connection.execute(_INSERT, msgspec.structs.asdict(running))
+            _note_start(connection, running)
+
+        await self._database.write(work)
+
     async def mark_running(self, running: SandboxRecord) -> bool:
         """Creating → running, with the times and the isolation of `running`.
 
