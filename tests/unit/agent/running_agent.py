@@ -16,6 +16,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support import own_network
 from tests.support.waiting import until
 
 import cloche_agent.kernels
@@ -165,23 +166,39 @@ def collect(stream: Stream) -> Result:
     return Result(pid, bytes(output["stdout"]), bytes(output["stderr"]), bytes(output["pty"]), end)
 
 
+class Way(NamedTuple):
+    """Addresses of a connection."""
+
+    client: str
+    agent: str
+
+
+WITHIN = Way("127.0.0.1", "127.0.0.1")
+FROM_OUTSIDE = Way("198.18.0.1", "198.18.0.2")
+"""To an agent that is PID 1, for which "inside" is where both ends of a connection are."""
+
+
 class PortAgent(Agent):
     """One that listens on ports of its own."""
 
-    def __init__(self, envd: int, interpreter: int, folder: Path, pid: int) -> None:
+    def __init__(self, envd: int, interpreter: int, folder: Path, pid: int, way: Way) -> None:
         super().__init__(folder, pid)
         self.envd = envd
         self.interpreter = interpreter
+        self.way = way
 
     def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.envd, timeout=STREAM_DEADLINE_S)
+        return self._connection(self.envd)
+
+    def _connection(self, port: int) -> http.client.HTTPConnection:
+        client, agent = self.way
+        return http.client.HTTPConnection(agent, port, timeout=STREAM_DEADLINE_S, source_address=(client, 0))
 
     def interpret(
         self, method: str, target: str, body: str | None = None, token: str | None = None
     ) -> tuple[int, bytes]:
         """A request to the code interpreter."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.interpreter, timeout=STREAM_DEADLINE_S)
-        with contextlib.closing(connection):
+        with contextlib.closing(self._connection(self.interpreter)) as connection:
             connection.request(method, target, body, {"X-Access-Token": token} if token else {})
             answer = connection.getresponse()
             return answer.status, answer.read()
@@ -189,10 +206,24 @@ class PortAgent(Agent):
 
 @contextlib.contextmanager
 def agent_on_ports(folder: Path, *, is_pid_1: bool = False) -> Generator[PortAgent]:
-    """An agent of its own with all kernels, without a token yet; ends with it."""
+    """An agent of its own with all kernels, without a token yet; ends with it.
+
+    As PID 1 it is in a network of its own, and so is the calling thread until it ends.
+    """
+    with contextlib.ExitStack() as stack:
+        inside: list[str] = []
+        if is_pid_1:
+            stack.enter_context(own_network.entered())
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            for address in FROM_OUTSIDE:
+                subprocess.run(["ip", "addr", "add", f"{address}/32", "dev", "lo"], check=True)
+            inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"]
+        yield from _on_ports(folder, inside)
+
+
+def _on_ports(folder: Path, inside: list[str]) -> Generator[PortAgent]:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = one.getsockname()[1], other.getsockname()[1]
-    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"] if is_pid_1 else []
     child = subprocess.Popen(
         [*inside, sys.executable, "-m", "cloche_agent", "--envd-port", str(ports[0]), "--interpreter-port",
          str(ports[1]), "--kernels", str(Path(cloche_agent.kernels.__file__).parent)],
@@ -200,10 +231,10 @@ def agent_on_ports(folder: Path, *, is_pid_1: bool = False) -> Generator[PortAge
     try:
         for port in ports:
             until(functools.partial(_listens, port), within_s=STREAM_DEADLINE_S, what=f"port {port}")
-        yield PortAgent(*ports, folder, child.pid)
+        yield PortAgent(*ports, folder, child.pid, FROM_OUTSIDE if inside else WITHIN)
     finally:
-        child.send_signal(signal.SIGKILL if is_pid_1 else signal.SIGTERM)  # unshare takes its child along
-        assert child.wait(10) == (-signal.SIGKILL if is_pid_1 else 0)
+        child.send_signal(signal.SIGKILL if inside else signal.SIGTERM)  # unshare takes its child along
+        assert child.wait(10) == (-signal.SIGKILL if inside else 0)
 
 
 def _listens(port: int) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from tests.unit.agent.running_agent import TOKEN, PortAgent, agent_on_ports
+from tests.unit.agent.running_agent import FROM_OUTSIDE, TOKEN, WITHIN, PortAgent, Way, agent_on_ports
 
 from cloche_agent.http import listen_on
 
@@ -44,6 +44,35 @@ def test_what_needs_the_token_needs_it_on_a_port_too(agent: PortAgent, tmp_path:
 def test_programs_of_the_sandbox_hold_no_listener(agent: PortAgent, tmp_path: Path) -> None:
     agent.initialise(tmp_path)
     assert b"socket:" not in agent.run("ls", "-l", "/proc/self/fd").stdout
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    "way",
+    [
+        WITHIN,
+        Way("127.0.0.1", FROM_OUTSIDE.agent),
+        Way(FROM_OUTSIDE.agent, "127.0.0.1"),
+        Way(FROM_OUTSIDE.agent, FROM_OUTSIDE.agent),
+    ],
+    ids="-".join,
+)
+def test_programs_of_the_sandbox_see_one_health_and_no_more(way: Way, tmp_path: Path) -> None:
+    """Twin: from outside the same requests are served."""
+    first = '{"accessToken": "a token of the programs"}'
+    with agent_on_ports(tmp_path, is_pid_1=True) as agent:
+        agent.way = way
+        assert agent.interpret("GET", "/health") == (200, b'"OK"')
+        for method, path in (("GET", "/contexts"), ("POST", "/execute")):
+            assert agent.interpret(method, path, "{}")[0] == 404
+        for method, path in (("GET", "/health"), ("POST", "/prepare"), ("POST", "/init"), ("GET", "/envs")):
+            assert agent.request(method, path, first).status == 404
+        agent.way = FROM_OUTSIDE
+        assert agent.request("GET", "/health").status == 204
+        agent.initialise(tmp_path)
+        assert agent.interpret("GET", "/contexts", token=TOKEN)[0] == 200
+        agent.way = way
+        assert agent.request("GET", "/envs").status == 404  # also with the token
 
 
 def test_a_port_that_is_taken_is_told_at_the_start() -> None:

@@ -166,20 +166,20 @@ async def _serve(options: _Options) -> None:
     reaper.install()
     _take_signals()
     kernels = InterpreterService(sandbox, reaper, options.kernels_path)
+    # An ordinary process, in tests, has no sandbox around it: there "inside" is the whole machine.
+    health, nothing = (_health, _nothing) if os.getpid() == 1 else (None, None)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_keep_up(kernels))
-        tasks.create_task(HttpServer().serve(options.interpreter, open_to_browsers(kernels.handle)))
-        envd = envd_handler(sandbox, reaper, tasks)
-        tasks.create_task(HttpServer().serve(options.envd, open_to_browsers(envd)))
+        interpreter = open_to_browsers(kernels.handle)
+        tasks.create_task(HttpServer().serve(options.interpreter, interpreter, inside=health))
+        envd = open_to_browsers(envd_handler(sandbox, reaper, tasks))
+        tasks.create_task(HttpServer().serve(options.envd, envd, inside=nothing))
         if os.getpid() == 1 and options.interpreter.family == socket.AF_UNIX:
             tasks.create_task(_tell_health_inside())
 
 
 async def _tell_health_inside() -> None:
-    """Answer `/health` of the interpreter to programs of the sandbox, as E2B's does, and nothing else.
-
-    All other requests come through the edge, which knows who may send them.
-    """
+    """Listen where programs of the sandbox look for the interpreter, and serve `_health`."""
     listener = socket.socket()
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -193,9 +193,18 @@ async def _tell_health_inside() -> None:
 
 
 async def _health(request: Request) -> Response:
+    """Answer `/health` of the interpreter to programs of the sandbox, as E2B's does, and nothing else.
+
+    All other requests come through the edge, which knows who may send them.
+    """
     if request.path != "/health":
         raise NotFound("Not Found")
     return json_response("OK")
+
+
+async def _nothing(request: Request) -> Response:
+    """Serve programs of the sandbox no request of the node's: not `/prepare`, nor the first `/init`."""
+    raise NotFound("Not Found")
 
 
 async def _keep_up(kernels: InterpreterService) -> None:

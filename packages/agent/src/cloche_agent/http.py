@@ -33,6 +33,7 @@ _BACKLOG = 1024
 """Connections that may come in one moment; further ones try again after 20 ms."""
 _MOST_CONNECTIONS = 4096
 """At once, by one listener. A stream takes four descriptors with its process, and `__main__` has 20,000."""
+_LOOPBACK = "127."
 _DISCARD_S = 10.0
 """How long the rest of a request body is read and dropped after an early answer, so that the peer sees the
 answer."""
@@ -183,8 +184,16 @@ class HttpServer:
         self._max_connections = max_connections
         self._connections = 0
 
-    async def serve(self, listener: socket.socket, handler: Handler) -> None:
-        """Accept connections until cancelled; then every connection is cut."""
+    async def serve(
+        self, listener: socket.socket, handler: Handler, *, inside: Handler | None = None
+    ) -> None:
+        """Accept connections until cancelled; then every connection is cut.
+
+        Args:
+            listener: Taken over.
+            handler: Of every request.
+            inside: Instead of it, of those that programs of this very network send.
+        """
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         async with asyncio.TaskGroup() as connections:
@@ -193,7 +202,7 @@ class HttpServer:
                 if self._connections >= self._max_connections:
                     return _Surplus()
                 self._connections += 1
-                connection = _Connection(connections, handler)
+                connection = _Connection(connections, handler, inside or handler)
                 connection.on_lost = self._forget_one
                 return connection
 
@@ -205,6 +214,18 @@ class HttpServer:
 
     def _forget_one(self) -> None:
         self._connections -= 1
+
+
+def _is_from_here(transport: asyncio.BaseTransport) -> bool:
+    """Whether both ends of a connection are of this network; also when that cannot be told any more.
+
+    A loopback address at either end is enough: who is here may choose each of the two by itself.
+    """
+    ends = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    if None in ends:
+        return True
+    peer, own = (address[0] for address in ends)
+    return peer == own or peer.startswith(_LOOPBACK) or own.startswith(_LOOPBACK)
 
 
 class _Surplus(asyncio.Protocol):
@@ -227,9 +248,10 @@ class _Surplus(asyncio.Protocol):
 class _Connection(asyncio.Protocol):
     """One connection: bytes in through the callbacks, requests served by `_serve` in a task of the server."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, handler: Handler) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, handler: Handler, inside: Handler) -> None:
         self._tasks = tasks
         self._handler = handler
+        self._inside = inside
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_LARGEST_HEAD_BYTES)
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
@@ -246,6 +268,8 @@ class _Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        if connection.family == socket.AF_INET and _is_from_here(transport):
+            self._handler = self._inside
         self._task = self._tasks.create_task(self._run())
 
     def data_received(self, data: bytes) -> None:
