@@ -18,6 +18,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from cloche_agent.readable import until_readable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -122,7 +124,7 @@ class _NoFork(Exception):  # noqa: N818 - not an error: an interpreter is starte
 
 async def _hear(sock: socket.socket) -> int:
     """The pid of the fork that greets us, as this sandbox counts them."""
-    await _readable(sock.fileno())
+    await until_readable(sock.fileno())
     data, ancillary, _, _ = sock.recvmsg(_LARGEST_HELLO, socket.CMSG_SPACE(_CREDENTIALS.size))
     if data != b"+":
         raise _NoFork(data.decode(errors="replace").strip() or "it ended at once")
@@ -142,10 +144,10 @@ async def wait(fork: Fork) -> int:
     Leaves: its descriptors closed.
     """
     try:
-        await _readable(fork.process)
+        await until_readable(fork.process)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STATUS_DEADLINE_S):
-                await _readable(fork.status)
+                await until_readable(fork.status)
         with contextlib.suppress(BlockingIOError):
             told = os.read(fork.status, _STATUS.size)
             if len(told) == _STATUS.size:
@@ -154,13 +156,3 @@ async def wait(fork: Fork) -> int:
     finally:
         os.close(fork.process)
         os.close(fork.status)
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    arrived = asyncio.Event()
-    loop.add_reader(descriptor, arrived.set)
-    try:
-        await arrived.wait()
-    finally:
-        loop.remove_reader(descriptor)
