@@ -32,6 +32,7 @@ from cloche_agent.kernels.service import InterpreterService
 from cloche_agent.kernels.zygote import Zygote
 from cloche_agent.pausable_loop import PausableLoop
 from cloche_agent.process.spawn import Reaper
+from cloche_agent.sudo import serve_where_needed
 from cloche_wire.errors import NotFound
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ async def _serve(options: _Options) -> None:
     health, nothing = (_health, _nothing) if os.getpid() == 1 else (None, None)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_keep_up(kernels))
+        tasks.create_task(serve_where_needed(reaper))
         interpreter = open_to_browsers(kernels.handle)
         tasks.create_task(HttpServer().serve(options.interpreter, interpreter, inside=health))
         envd = open_to_browsers(envd_handler(sandbox, reaper, tasks))

@@ -61,7 +61,7 @@ class SpawnRequest:
     controlling_tty: bool = False
 
     def on(
-        self, stdin: int | None, stdout: int, stderr: int, *, controlling_tty: bool = False
+        self, stdin: int | None, stdout: int, stderr: int | None, *, controlling_tty: bool = False
     ) -> SpawnRequest:
         """The same program on these descriptors."""
         return replace(self, stdin=stdin, stdout=stdout, stderr=stderr, controlling_tty=controlling_tty)
