@@ -10,6 +10,7 @@
     crun_loop      crun_true one after the other                     beside creates_per_s
     bwrap_python   `bwrap --unshare-all` of the template's Python    beside create_warm
     runsc_true     `runsc run` of /bin/true, without a network       beside create_warm
+    runsc_...      see `bare_runsc`
 
 Run in a mount namespace of its own (`cloche bench` sees to that), with the template's root as its
 argument. The root is bound read-only: a baseline must not change what
@@ -24,6 +25,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bare_runsc import BareRunsc
 from costs import Act, Costs, ms_of, serve
 
 NODES = """
@@ -109,7 +111,8 @@ def main() -> None:
         folder = Path(name)
         rootfs = bind_read_only(sys.argv[1], folder)
         make_bundle(folder, rootfs)
-        serve(acts_of(programs(folder, rootfs)))
+        (folder / "runsc").mkdir()
+        serve(acts_of(programs(folder, rootfs)) | BareRunsc(folder / "runsc", rootfs).acts())
         subprocess.run(["umount", "-l", str(rootfs)], check=False, capture_output=True)
 
 

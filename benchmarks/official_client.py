@@ -12,6 +12,7 @@ from functools import cache
 
 import crowds
 import data_path
+import memory_states
 import the_server
 from costs import Act, Costs, ms_of, serve, timed
 
@@ -163,6 +164,7 @@ ACTS: dict[str, Act] = {
     "burst": burst,
     "exec_loop": exec_loop,
     **crowds.ACTS,
+    **memory_states.ACTS,
 }
 
 
@@ -172,6 +174,7 @@ def main() -> None:
     if kept.cache_info().currsize:
         kept().kill()
     data_path.clean_up()
+    memory_states.clean_up()
 
 
 main()

@@ -38,12 +38,15 @@ def namespace(pid: int) -> str:
     return ""
 
 
-def by_namespace() -> dict[str, list[int]]:
-    """All processes, by their pid namespace."""
+def by_group() -> dict[str, list[int]]:
+    """All processes, by the name of the control group of their memory."""
     found: dict[str, list[int]] = {}
-    for entry in PROC.iterdir():
-        if entry.name.isdigit():
-            found.setdefault(namespace(int(entry.name)), []).append(int(entry.name))
+    for path in PROC.glob("[0-9]*/cgroup"):
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                _, controllers, group = line.split(":", 2)
+                if controllers == "" or "memory" in controllers.split(","):
+                    found.setdefault(Path(group).name, []).append(int(path.parent.name))
     return found
 
 

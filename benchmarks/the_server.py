@@ -59,9 +59,10 @@ def until_quiet() -> None:
 
 
 def own_processes() -> list[int]:
-    """Its processes; those of sandboxes are in pid namespaces of their own."""
-    here = processes.namespace(SUPERVISOR)
-    return [pid for pid in processes.descendants(SUPERVISOR) if processes.namespace(pid) == here]
+    """Its processes; those of sandboxes are in pid namespaces or at least in control groups of their own."""
+    here, sandboxes = processes.namespace(SUPERVISOR), set(sandboxes_processes(list(records())))
+    found = [pid for pid in processes.descendants(SUPERVISOR) if processes.namespace(pid) == here]
+    return [pid for pid in found if pid not in sandboxes]
 
 
 def sandboxes_pss_mib(ids: list[str]) -> list[float]:
@@ -75,6 +76,5 @@ def sandboxes_processes(ids: list[str]) -> list[int]:
 
 
 def _by_sandbox(ids: list[str]) -> list[list[int]]:
-    kept, members = records(), processes.by_namespace()
-    inits = [int(kept[name]["init"]["pid"]) for name in ids]  # type: ignore[index]
-    return [members[processes.namespace(init)] for init in inits]
+    members = processes.by_group()
+    return [members.get(name, []) for name in ids]

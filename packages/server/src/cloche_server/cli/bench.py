@@ -16,12 +16,12 @@ import msgspec
 
 from cloche_server import config as configuration
 from cloche_server.cli import bench_machine, bench_rounds, bench_table
-from cloche_server.cli.bench_measures import MEASURES, NOT_YET, Absent, Measure, Report
+from cloche_server.cli.bench_measures import MEASURES, Absent, Measure, Report
 from cloche_server.cli.bench_workers import SOURCE_TREE, Workers
 from cloche_server.cli.lock import running_server
 from cloche_server.cli.output import explain, state_option
 
-NAMES = [*(measure.name for measure in MEASURES), *NOT_YET]
+NAMES = [measure.name for measure in MEASURES]
 
 
 @click.command()
@@ -55,7 +55,7 @@ def bench(
         crowd = crowd or bench_machine.crowd(config, machine.available_mib)
         client = client or SOURCE_TREE / ".venv-compat" / "bin" / "python"
         workers = Workers(config, server, client, samples, crowd)
-        chosen, absent = _choose(workers, only)
+        chosen, absent = choose(workers, only, server.isolation)
         machine.pythons = workers.pythons()
         report = Report(
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,15 +79,20 @@ def _tell(what: str) -> None:
         click.echo(what, err=True)
 
 
-def _choose(workers: Workers, only: tuple[str, ...]) -> tuple[list[Measure], list[Absent]]:
+def choose(workers: Workers, only: tuple[str, ...], isolation: str) -> tuple[list[Measure], list[Absent]]:
     """What to measure, with baselines that can be done here; what there will be no figure of, and why."""
-    measures = [measure for measure in MEASURES if not only or measure.name in only]
+    asked = [measure for measure in MEASURES if not only or measure.name in only]
+    measures = [measure for measure in asked if measure.isolation in ("", isolation)]
     wanted = {baseline.program for measure in measures for baseline in measure.baselines} - {""}
     lacking = {program: reason for program in sorted(wanted) if (reason := workers.lacks(program))}
     chosen = [
         measure._replace(baselines=tuple(one for one in measure.baselines if one.program not in lacking))
         for measure in measures
     ]
-    absent = [Absent(name, f"not yet: {why}") for name, why in NOT_YET.items() if not only or name in only]
+    absent = [
+        Absent(measure.name, f"not available: isolation is {isolation}, and {measure.isolation} can do it")
+        for measure in asked
+        if measure not in measures
+    ]
     absent += [Absent(f"baseline {program}", reason) for program, reason in lacking.items()]
     return chosen, absent

@@ -90,6 +90,7 @@ class Measure(NamedTuple):
         shown: Its figures; empty: the time it takes.
         new_client: Whether each sample takes a new client process.
         every: In one of how many rounds it is measured; `ONCE`: before all rounds, on a quiet machine.
+        isolation: The one that can do it; empty: each can.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Measure(NamedTuple):
     shown: tuple[Shown, ...] = ()
     new_client: bool = False
     every: int = 1
+    isolation: str = ""
 
     @property
     def figures(self) -> tuple[Shown, ...]:
@@ -109,6 +111,8 @@ _RARELY, _SELDOM = 3, 10
 IPYKERNEL = "ipykernel"
 _CRUN = Baseline("crun_true")
 _BASH = Baseline("bash_echo")
+_CHECKPOINT = Baseline("runsc_checkpoint", program="runsc")
+_KEEPS_MEMORY = "gvisor"
 
 
 def _transfer(name: str) -> Measure:
@@ -189,9 +193,15 @@ MEASURES = (
         every=ONCE,
     ),
     Measure("create_many", (Baseline("creates", Where.SERVER),), every=ONCE),
+    Measure("pause", (_CHECKPOINT,), isolation=_KEEPS_MEMORY),
+    Measure("resume", (Baseline("runsc_restore", program="runsc"),), isolation=_KEEPS_MEMORY),
+    Measure("snapshot", (_CHECKPOINT,), isolation=_KEEPS_MEMORY),
+    Measure(
+        "fork",
+        shown=(Shown("fork", MS), Shown("fork, its parent stands still", MS, "stall")),
+        isolation=_KEEPS_MEMORY,
+    ),
 )
-NOT_YET = dict.fromkeys(("pause", "resume", "fork"), "needs gvisor")
-"""Figures that are promised and that nothing here can give yet, with the reason."""
 
 
 class Samples(msgspec.Struct):

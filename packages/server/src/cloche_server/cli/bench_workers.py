@@ -106,6 +106,7 @@ class Workers:
         if template is None:
             raise NotFound("the default template is not built", hint="make setup")
         self._rootfs = config.templates_dir / template.build_id / template.rootfs
+        self._path = f"{os.environ.get('PATH', os.defpath)}:{config.tools_dir}"
         self._client = [str(client), str(_PROGRAMS / "official_client.py")]
         # What the official client has to be told, and nothing of our own environment that could change it.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("E2B_", "PYTHON"))}
@@ -142,7 +143,7 @@ class Workers:
     def machine(self) -> Worker:
         """The bare machine."""
         program = [sys.executable, str(_PROGRAMS / "bare_machine.py"), str(self._rootfs)]
-        return Worker([*_OWN_MOUNTS, *program], dict(os.environ))
+        return Worker([*_OWN_MOUNTS, *program], os.environ | {"PATH": self._path})
 
     @contextmanager
     def jupyter(self) -> Generator[Worker]:
@@ -156,7 +157,7 @@ class Workers:
         """Why baselines that need this program cannot be measured; empty when they can."""
         if program == IPYKERNEL:
             return "" if _KERNEL_PACKAGES.exists() else "not installed: run tools/bench-kernel"
-        return "" if shutil.which(program) else "not installed"
+        return "" if shutil.which(program, path=self._path) else "not installed"
 
     def client_version(self) -> str:
         """Names and versions of the official packages."""
