@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from cloche_agent.filesystem.paths import resolve
 from cloche_agent.users import User
 from cloche_wire.errors import PermissionDenied, Unauthenticated
 
+SAYS = "os.getresuid(), os.getresgid(), os.getgroups(), os.getcwd(), resource.getrlimit(7), os.umask(0o77)"
 NOBODY = User("nobody", 65534, 65534, "/", "/bin/sh", (65534,))
 ANN = User("ann", 1000, 1000, "/home/ann", "/bin/sh", (1000,))
 
@@ -112,6 +116,30 @@ def test_supplementary_groups_count_and_are_given_back(tmp_path: Path) -> None:
         raise KeyError
     (tmp_path / "mine").touch()
     assert (tmp_path / "mine").stat().st_uid == 0
+
+
+@pytest.mark.needs("root")
+def test_a_program_has_its_user_for_good_and_its_starter_is_as_before() -> None:
+    """All ids, groups and limits are the child's alone, also where it cannot be started."""
+    starter = f"""
+import os, resource
+from cloche_agent.process.spawn import SpawnRequest, spawn
+for program in ("python3", "no-such-program"):
+    before = {SAYS}
+    argv = [program, "-c", "import os, resource; print({SAYS})"]
+    try:
+        os.waitpid(spawn(SpawnRequest(argv, {{"PATH": "/usr/bin"}}, "/usr", 4321, 4321, (4321, 8765), stdout=1)), 0)
+    except Exception as error:
+        print(error)
+    assert ({SAYS}) == before[:-1] + (0o77,)
+"""
+    done = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True)
+    limit = 1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    said = ((4321,) * 3, (4321,) * 3, [4321, 8765], "/usr", limit, 0o022)
+    assert done.stdout.splitlines() == [
+        " ".join(map(str, said)),
+        "cannot execute 'no-such-program': no such file or directory",
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="as root it may")
