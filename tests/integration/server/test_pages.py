@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 from tests.support import official, templates
@@ -74,7 +75,7 @@ def test_commands_of_the_readme_run(server: Server) -> None:
 
 def test_program_of_the_readme_runs_with_the_official_client(server: Server) -> None:
     """The page's Python, unchanged, in the environment that `cloche env` makes."""
-    program, _ = blocks("python")
+    program, *_ = blocks("python")
     done = subprocess.run(
         [official.interpreter(), "-c", program],
         env=official.client_env(server), capture_output=True, text=True, timeout=60, check=False,
@@ -86,10 +87,22 @@ def test_program_of_the_readme_runs_with_the_official_client(server: Server) -> 
 @pytest.mark.needs("polyglot")
 def test_languages_of_the_readme_run_with_the_official_client(server: Server) -> None:
     """The page's example of more languages, unchanged."""
-    _, program = blocks("python")
+    (program,) = (block for block in blocks("python") if "language=" in block)
     done = subprocess.run(
         [official.interpreter(), "-c", program],
         env=official.client_env(server), capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3.5", "6", "6", "6", "6"]
+
+
+@pytest.mark.needs("runsc")
+def test_memory_of_the_readme_is_kept_by_our_own_client(gvisor_server: Server) -> None:
+    """The page's pause, forks and snapshot, unchanged."""
+    (program,) = (block for block in blocks("python") if "pause()" in block)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | gvisor_server.env, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['42', '42', '42', '42']"

@@ -128,7 +128,8 @@ for program in ("python3", "no-such-program"):
     before = {SAYS}
     argv = [program, "-c", "import os, resource; print({SAYS})"]
     try:
-        os.waitpid(spawn(SpawnRequest(argv, {{"PATH": "/usr/bin"}}, "/usr", 4321, 4321, (4321, 8765), stdout=1)), 0)
+        asked = SpawnRequest(argv, {{"PATH": "/usr/bin"}}, "/usr", 4321, 4321, (4321, 8765), stdout=1)
+        os.waitpid(spawn(asked), 0)
     except Exception as error:
         print(error)
     assert ({SAYS}) == before[:-1] + (0o77,)
