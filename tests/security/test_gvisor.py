@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.block import number_of
-from tests.support.fixtures import NEEDS_A_SERVER, connect_options, running
+from tests.support.fixtures import NEEDS_A_SERVER, connect_options
 from tests.support.server import Server
 
 from cloche import Sandbox
@@ -23,14 +23,8 @@ GOFER_CAPABILITIES = 0x4_001F
 
 
 @pytest.fixture(scope="module")
-def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("gvisor") / "state", isolation="gvisor") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def sandbox(gvisor: Server) -> Iterator[Sandbox]:
-    made = connect_options(gvisor, Sandbox.create, timeout=600)
+def sandbox(gvisor_server: Server) -> Iterator[Sandbox]:
+    made = connect_options(gvisor_server, Sandbox.create, timeout=600)
     yield made
     made.kill()
 
@@ -62,12 +56,12 @@ def postures(server: Server, sandbox: Sandbox) -> list[tuple[str, str, str, str]
     return found
 
 
-def test_no_thread_is_a_user_of_the_host_or_without_a_filter(gvisor: Server, sandbox: Sandbox) -> None:
+def test_no_thread_is_a_user_of_the_host_or_without_a_filter(gvisor_server: Server, sandbox: Sandbox) -> None:
     """Also after a hundred commands, whose processes the kernel of the sandbox has made here."""
-    slots = first_id(number_of(gvisor.state) * SLOTS)
+    slots = first_id(number_of(gvisor_server.state) * SLOTS)
     for _ in range(100):
         sandbox.commands.run("true")
-    found = postures(gvisor, sandbox)
+    found = postures(gvisor_server, sandbox)
     assert {name for name, *_ in found} >= {"runsc-sandbox", "runsc-gofer"}
     for name, users, seccomp, no_new_privileges in found:
         numbers = {int(number) for number in users.split()}
@@ -78,17 +72,17 @@ def test_no_thread_is_a_user_of_the_host_or_without_a_filter(gvisor: Server, san
         assert (seccomp, no_new_privileges) == ("2", "1"), name
 
 
-def test_its_processes_have_no_capability_over_the_host(gvisor: Server, sandbox: Sandbox) -> None:
+def test_its_processes_have_no_capability_over_the_host(gvisor_server: Server, sandbox: Sandbox) -> None:
     """What they have holds in a user namespace that maps their own ids only."""
     host = namespace_of("self", "user")
-    for pid, name in processes(gvisor, sandbox).items():
+    for pid, name in processes(gvisor_server, sandbox).items():
         assert namespace_of(pid, "user") != host, name
         if name == "runsc-gofer":
             assert int(status(Path(f"/proc/{pid}"))["CapEff"], 16) & ~GOFER_CAPABILITIES == 0
 
 
-def test_its_processes_are_in_namespaces_of_their_own(gvisor: Server, sandbox: Sandbox) -> None:
-    for pid, name in processes(gvisor, sandbox).items():
+def test_its_processes_are_in_namespaces_of_their_own(gvisor_server: Server, sandbox: Sandbox) -> None:
+    for pid, name in processes(gvisor_server, sandbox).items():
         if not name.startswith("runsc-"):
             continue
         for kind in ("mnt", "net", "ipc", "uts", "user"):
@@ -96,32 +90,35 @@ def test_its_processes_are_in_namespaces_of_their_own(gvisor: Server, sandbox: S
             assert own != ours, (name, kind)
 
 
-def test_no_descriptor_of_the_kernel_leads_to_a_file_of_the_host(gvisor: Server, sandbox: Sandbox) -> None:
-    """It holds its memory, the file without a name that the sandbox writes to, sockets; no folder at all."""
-    (pid,) = (pid for pid, name in processes(gvisor, sandbox).items() if name == "runsc-sandbox")
+def test_no_descriptor_of_the_kernel_leads_to_a_file_of_the_host(
+    gvisor_server: Server, sandbox: Sandbox
+) -> None:
+    """It holds its memory, the file without a name that the sandbox writes to, sockets, its log; no folder."""
+    (pid,) = (pid for pid, name in processes(gvisor_server, sandbox).items() if name == "runsc-sandbox")
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         target = str(entry.readlink())
         assert not entry.is_dir(), target
         if target.startswith("/") and not target.endswith("(deleted)"):
-            assert target in ("/null", "/dev/null") or target.endswith("/exe"), target
+            own = f"/{sandbox.sandbox_id}/runsc.log"
+            assert target in ("/null", "/dev/null") or target.endswith(("/exe", own)), target
 
 
-def test_the_machine_s_null_device_stays_root_s(gvisor: Server, sandbox: Sandbox) -> None:
+def test_the_machine_s_null_device_stays_root_s(gvisor_server: Server, sandbox: Sandbox) -> None:
     """runsc gives its standard streams to the sandbox's user."""
     assert (os.stat("/dev/null").st_uid, os.stat("/dev/null").st_gid) == (0, 0)  # noqa: PTH116
 
 
-def test_inside_is_another_kernel(gvisor: Server, sandbox: Sandbox) -> None:
+def test_inside_is_another_kernel(gvisor_server: Server, sandbox: Sandbox) -> None:
     ours = os.uname().release
     assert sandbox.commands.run("uname -r").stdout.strip() != ours
     told = sandbox.commands.run("cat /proc/version /proc/cmdline; dmesg", user="root").stdout
     assert ours not in told
 
 
-def test_root_inside_cannot_write_to_the_template(gvisor: Server, sandbox: Sandbox) -> None:
+def test_root_inside_cannot_write_to_the_template(gvisor_server: Server, sandbox: Sandbox) -> None:
     """Another sandbox of the same template has the file as it was."""
     sandbox.commands.run("echo changed > /etc/issue; rm /etc/debian_version", user="root")
-    other = connect_options(gvisor, Sandbox.create, timeout=60)
+    other = connect_options(gvisor_server, Sandbox.create, timeout=60)
     try:
         assert "changed" not in other.commands.run("cat /etc/issue /etc/debian_version").stdout
     finally:

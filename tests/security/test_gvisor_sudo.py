@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.support.fixtures import NEEDS_A_SERVER, connect_options, running
+from tests.support.fixtures import NEEDS_A_SERVER, connect_options
 from tests.support.inside import root, run
 from tests.support.server import Server
 
@@ -31,14 +31,8 @@ for pid in (1, os.getppid(), os.getpid()):
 
 
 @pytest.fixture(scope="module")
-def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("gvisor") / "state", isolation="gvisor") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def sandbox(gvisor: Server) -> Iterator[Sandbox]:
-    made = connect_options(gvisor, Sandbox.create, timeout=600)
+def sandbox(gvisor_server: Server) -> Iterator[Sandbox]:
+    made = connect_options(gvisor_server, Sandbox.create, timeout=600)
     yield made
     made.kill()
 

@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 import structlog
 
-from cloche_server.ids import new_sandbox_id
 from cloche_server.link import Event
-from cloche_server.node import agent_link, assemble, create, kill, warm_images, warming, zygotes
+from cloche_server.node import assemble, create, kill, warm_images, warming, zygotes
 from cloche_server.node.demand import Need
 from cloche_server.node.families import SPARE, Kind
 from cloche_server.node.machine import Live, Machine
-from cloche_server.node.messages import CreateSandbox, SandboxReady
+from cloche_server.node.messages import SandboxReady
 from cloche_wire.errors import ClocheError, TemplateNotFound
 
 LOOK_AGAIN_S = 10.0
@@ -164,21 +163,14 @@ async def _make(machine: Machine, need: Need) -> bool:
 async def _make_one(machine: Machine, need: Need) -> bool:
     if machine.draining:
         return False  # since the keeper looked
-    request = CreateSandbox(
-        new_sandbox_id(), need.team_id, "", need.build_id, 0, "",
-        cpu_count=need.cpu_count, memory_mib=need.memory_mib, allow_internet=False,
-    )  # fmt: skip
+    request = need.nobodys()
     began_s = machine.clock.boot_s()
     try:
         origin = await warm_images.origin(machine, need.build_id)
         live = create.first_live(machine, request)
         async with create.making(machine, live):
             await assemble.assemble(machine, live, origin)
-            await agent_link.prepare(
-                machine.agent_address(live.record),
-                agent_link.AgentPreparation(origin.template.env, origin.template.warm),
-                timeout_s=machine.config.limits.start_timeout_s,
-            )
+            await assemble.warm_up(machine, live, origin)
             machine.move(live, "made_ahead")
     except (ClocheError, OSError) as error:
         log.warning("sandbox.not_made_ahead", build_id=need.build_id, error=str(error))

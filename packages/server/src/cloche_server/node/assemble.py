@@ -113,6 +113,19 @@ async def assemble(machine: Machine, live: Live, origin: Origin) -> None:
     machine.note(live, msgspec.structs.replace(record, init=init, runtime_tree=runtime_tree))
 
 
+async def warm_up(machine: Machine, live: Live, origin: Origin) -> None:
+    """Have an agent that is nobody's yet start its interpreter and import what the template names.
+
+    Raises:
+        Internal: It refuses, or takes too long.
+    """
+    await agent_link.prepare(
+        machine.agent_address(live.record),
+        agent_link.AgentPreparation(origin.template.env, origin.template.warm),
+        timeout_s=machine.config.limits.start_timeout_s,
+    )
+
+
 async def introduce(machine: Machine, live: Live, origin: Origin) -> None:
     """Tell the agent whose it is; the sandbox can be used then."""
     request, template = live.record.request, origin.template

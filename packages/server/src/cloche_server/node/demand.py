@@ -7,6 +7,7 @@ from collections import deque
 from typing import NamedTuple
 
 from cloche_server.config import Ahead
+from cloche_server.ids import new_sandbox_id
 from cloche_server.node.messages import CreateSandbox
 
 RECENT_S = 60.0
@@ -25,6 +26,13 @@ class Need(NamedTuple):
     def of(cls, request: CreateSandbox) -> Need:
         """What that request needs."""
         return cls(request.team_id, request.build_id, request.cpu_count, request.memory_mib)
+
+    def nobodys(self) -> CreateSandbox:
+        """A request for one of that kind that is nobody's: without a token, and without a network."""
+        return CreateSandbox(
+            new_sandbox_id(), self.team_id, "", self.build_id, 0, "",
+            cpu_count=self.cpu_count, memory_mib=self.memory_mib, allow_internet=False,
+        )  # fmt: skip
 
 
 class Demand:

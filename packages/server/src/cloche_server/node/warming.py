@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import structlog
 
-from cloche_server.ids import new_sandbox_id
-from cloche_server.node import agent_link, assemble, create, kill, pause, warm_images
+from cloche_server.node import assemble, create, kill, pause, warm_images
 from cloche_server.node.demand import Need
 from cloche_server.node.machine import Machine
-from cloche_server.node.messages import CreateSandbox
 from cloche_wire.errors import ClocheError
 
 log = structlog.get_logger()
@@ -29,10 +27,7 @@ async def make(machine: Machine, need: Need) -> bool:
 
     Returns whether the image is there now. Nothing else of it is left.
     """
-    request = CreateSandbox(
-        new_sandbox_id(), need.team_id, "", need.build_id, 0, "",
-        cpu_count=need.cpu_count, memory_mib=need.memory_mib, allow_internet=False,
-    )  # fmt: skip
+    request = need.nobodys()
     began_s = machine.clock.boot_s()
     try:
         origin = assemble.from_template(machine, need.build_id)
@@ -40,11 +35,7 @@ async def make(machine: Machine, need: Need) -> bool:
         live = create.first_live(machine, request)
         async with create.making(machine, live):
             await assemble.assemble(machine, live, origin)
-            await agent_link.prepare(
-                machine.agent_address(live.record),
-                agent_link.AgentPreparation(origin.template.env, origin.template.warm),
-                timeout_s=machine.config.limits.start_timeout_s,
-            )
+            await assemble.warm_up(machine, live, origin)
             saved = await pause.save(machine, live, name, with_memory=True, thaws=False)
     except (ClocheError, OSError) as error:
         log.warning("warm_image.failed", build_id=need.build_id, error=str(error))

@@ -10,34 +10,26 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from cloche_server.isolation import cgroups, identity, mount_points
+from cloche_server.isolation import identity
 from cloche_server.isolation.base import (
     Capabilities,
     FamilySpec,
     ProcessIdentity,
     Program,
     SandboxSpec,
-    Usage,
     first_id,
 )
 from cloche_server.isolation.container import family, launcher
 from cloche_server.isolation.container.family import ContainerFamily
 from cloche_server.isolation.container.requests import LaunchRequest, NamespacesRequest, encode
-from cloche_server.isolation.launching.client import Launcher
-from cloche_wire.errors import Internal, Unavailable
+from cloche_server.isolation.grouped import GroupedDriver
+from cloche_wire.errors import Internal
 
 _FIRST_DESCRIPTOR = 3
 
 
-class ContainerDriver:
+class ContainerDriver(GroupedDriver):
     """Sandboxes as containers of their own user, pid, mount, network, ipc, uts and cgroup namespaces."""
-
-    def __init__(self, block: int) -> None:
-        """Take the number of this server's block, which names its control groups."""
-        self._groups = cgroups.SandboxGroups(
-            cgroups.detect(Path("/proc/self/mountinfo").read_text()), f"cloche-{block}"
-        )
-        self._started: Launcher | None = None
 
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
@@ -48,13 +40,7 @@ class ContainerDriver:
 
         See `Driver.prepare`.
         """
-        mount_points.prepare()
-        try:
-            self._groups.prepare()
-        except OSError as error:
-            raise Unavailable(f"cannot make control groups: {error.filename}: {error.strerror}") from error
-        imported = () if program is None else (json.dumps(program._asdict()),)
-        self._started = Launcher(launcher.__name__, *imported)
+        self._prepare(launcher.__name__, *(() if program is None else (json.dumps(program._asdict()),)))
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         """See `Driver.start`."""
@@ -150,40 +136,7 @@ class ContainerDriver:
             await identity.wait_for_exit(init)
         # A half-made sandbox has no known init: whatever stands in its groups is a child of the launcher, or
         # what that started.
-        while stray := self._groups.pids(sandbox_id):
-            for known in filter(None, map(identity.identify, stray)):
-                identity.kill(known)
-                await identity.wait_for_exit(known)
-            await asyncio.sleep(0)
-        await self._groups.remove(sandbox_id)
-
-    def is_alive(self, init: ProcessIdentity) -> bool:
-        """See `Driver.is_alive`."""
-        return identity.is_same(init)
-
-    async def wait(self, init: ProcessIdentity) -> None:
-        """See `Driver.wait`."""
-        await identity.wait_for_exit(init)
-
-    def usage(self, sandbox_id: str) -> Usage:
-        """See `Driver.usage`."""
-        return self._groups.usage(sandbox_id)
-
-    def leftovers(self) -> set[str]:
-        """See `Driver.leftovers`."""
-        return self._groups.names()
-
-    def close(self) -> None:
-        """End the launcher, and remove the parent group when no sandbox is left."""
-        if self._started is not None:
-            self._started.close()
-        self._groups.remove_parent()
-
-    @property
-    def _launcher(self) -> Launcher:
-        if self._started is None:
-            raise Internal("the driver is not prepared")
-        return self._started
+        await self._end_group(sandbox_id)
 
     async def _launch(self, request: LaunchRequest, descriptors: list[int]) -> ProcessIdentity:
         answer = await self._launcher.ask(encode(request), descriptors)

@@ -7,13 +7,12 @@ file without a name. So an image of the sentry is the whole sandbox, files and a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from pathlib import Path
 
 import msgspec
 
-from cloche_server.isolation import cgroups, identity, mount_points
+from cloche_server.isolation import identity
 from cloche_server.isolation.base import (
     Capabilities,
     Family,
@@ -22,14 +21,13 @@ from cloche_server.isolation.base import (
     Program,
     ResourceLimits,
     SandboxSpec,
-    Usage,
     first_id,
 )
-from cloche_server.isolation.gvisor import launcher, oci_spec
-from cloche_server.isolation.gvisor import runsc as programs
+from cloche_server.isolation.grouped import GroupedDriver
+from cloche_server.isolation.gvisor import launcher, oci_spec, runsc
 from cloche_server.isolation.gvisor.launcher import RunscRequest
-from cloche_server.isolation.launching.client import Launcher
-from cloche_wire.errors import Internal, NotEnoughSpace, Unavailable
+from cloche_server.isolation.gvisor.runsc import Runsc
+from cloche_wire.errors import Internal, NotEnoughSpace
 
 _OWN_MEMORY_MIB = 128
 """Of sentry and gofer beside what the sandbox uses: 70 to 95 measured."""
@@ -39,22 +37,20 @@ _SAVE_FLAGS = ("--compression=none", "--exclude-committed-zero-pages", "--leave-
 _BUNDLE, _FILES, _LOG, _PID = "bundle", "files", "runsc.log", "sandbox.pid"
 
 
-class GvisorDriver:
+class GvisorDriver(GroupedDriver):
     """Sandboxes with a kernel of their own."""
 
     def __init__(self, block: int, tools: Path) -> None:
         """Take the number of this server's block, which names its control groups, and the folder of runsc."""
-        self._groups = cgroups.SandboxGroups(
-            cgroups.detect(Path("/proc/self/mountinfo").read_text()), f"cloche-{block}"
-        )
+        super().__init__(block)
         self._tools = tools
         self._root = Path(f"/run/cloche/runsc-{block}")
         """What runsc knows of the sandboxes. Short: sockets lie in it."""
-        self._prepared: tuple[Launcher, programs.Runsc] | None = None
+        self._runsc: Runsc | None = None
 
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
-        version = self._prepared[1].version if self._prepared is not None else ""
+        version = "" if self._runsc is None else self._runsc.version
         return Capabilities(
             name="gvisor",
             shares_host_kernel=False,
@@ -66,14 +62,9 @@ class GvisorDriver:
 
     def prepare(self, program: Program | None = None) -> None:
         """Find runsc, make mount points and the parent group, start the launcher. See `Driver.prepare`."""
-        runsc = programs.find(self._tools)
-        mount_points.prepare()
+        self._runsc = runsc.find(self._tools)
+        self._prepare(launcher.__name__)
         self._root.mkdir(mode=0o700, exist_ok=True)
-        try:
-            self._groups.prepare()
-        except OSError as error:
-            raise Unavailable(f"cannot make control groups: {error.filename}: {error.strerror}") from error
-        self._prepared = Launcher(launcher.__name__), runsc
 
     async def open_family(self, spec: FamilySpec) -> Family:
         """See `Driver.open_family`; this one says no `families`."""
@@ -135,49 +126,20 @@ class GvisorDriver:
 
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
         """See `Driver.destroy`. Sentry, gofer and the processes they run in are all in its groups."""
-        while found := self._groups.pids(sandbox_id):
-            for known in filter(None, map(identity.identify, found)):
-                identity.kill(known)
-                await identity.wait_for_exit(known)
-            await asyncio.sleep(0)
-        await self._groups.remove(sandbox_id)
+        await self._end_group(sandbox_id)
         for path in self._root.glob(f"*{sandbox_id}*"):
             path.unlink(missing_ok=True)
 
-    def is_alive(self, init: ProcessIdentity) -> bool:
-        """See `Driver.is_alive`."""
-        return identity.is_same(init)
-
-    async def wait(self, init: ProcessIdentity) -> None:
-        """See `Driver.wait`."""
-        await identity.wait_for_exit(init)
-
-    def usage(self, sandbox_id: str) -> Usage:
-        """See `Driver.usage`."""
-        return self._groups.usage(sandbox_id)
-
-    def leftovers(self) -> set[str]:
-        """See `Driver.leftovers`."""
-        return self._groups.names()
-
     def close(self) -> None:
-        """End the launcher, and remove what is shared by sandboxes when none is left."""
-        if self._prepared is not None:
-            self._prepared[0].close()
-        self._groups.remove_parent()
+        """Also forget what runsc knows, when no sandbox is left."""
+        super().close()
         with contextlib.suppress(OSError):
             self._root.rmdir()
 
-    @property
-    def _launcher(self) -> Launcher:
-        if self._prepared is None:
-            raise Internal("the driver is not prepared")
-        return self._prepared[0]
-
     def _command(self, folder: Path, *arguments: str) -> list[str]:
-        if self._prepared is None:
+        if self._runsc is None:
             raise Internal("the driver is not prepared")
-        return self._prepared[1].command(self._root, f"--log={folder / _LOG}", *arguments)
+        return self._runsc.command(self._root, f"--log={folder / _LOG}", *arguments)
 
     async def _run(self, sandbox_id: str, folder: Path, verb: str, *options: str) -> None:
         """One call of runsc about a sandbox that is there.
