@@ -93,7 +93,7 @@ def test_its_processes_are_in_namespaces_of_their_own(gvisor_server: Server, san
 def test_no_descriptor_of_the_kernel_leads_to_a_file_of_the_host(
     gvisor_server: Server, sandbox: Sandbox
 ) -> None:
-    """It holds its memory, the file without a name that the sandbox writes to, sockets, its log; no folder."""
+    """It holds its memory, the file without a name that the sandbox writes to, its log, and no folder."""
     (pid,) = (pid for pid, name in processes(gvisor_server, sandbox).items() if name == "runsc-sandbox")
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         target = str(entry.readlink())
