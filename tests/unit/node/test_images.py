@@ -1,5 +1,6 @@
 """Images: a name means that all of it is there, and every byte is what was written."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,24 @@ async def test_removed_image_is_gone_and_may_be_removed_again(images: Images) ->
     images.remove("a-1")
     images.remove("a-1")
     assert "a-1" not in images
+
+
+async def test_those_who_ask_at_the_same_time_have_it_read_once(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = await made(images)
+    read: list[str] = []
+    sum_of = images_module._sum  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(images_module, "_sum", lambda path: read.append(path.name) or sum_of(path))
+
+    async def ask() -> None:
+        said.append((await images.open("a-1", FORMAT))[0])
+
+    said: list[Path] = []
+    async with asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(ask())
+    assert said == [folder] * 5
+    assert sorted(read) == ["checkpoint.img", "pages.img"]
+    await images.open("a-1", FORMAT)
+    assert len(read) == 4, "who asks later has it read again"

@@ -10,8 +10,10 @@ Reading one checks every byte, so that a damaged one is refused by name before a
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -62,6 +64,7 @@ class Images:
         self._folder = folder
         self._discard = discard
         self._checked: dict[str, Manifest] = {}
+        self._being_checked: dict[str, asyncio.Future[Manifest]] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def begin(self, name: str) -> Path:
@@ -98,8 +101,7 @@ class Images:
         """
         manifest = self._checked.get(name) if checked_before else None
         if manifest is None:
-            manifest = await threads.in_thread(self._check, name, image_format)
-            self._checked[name] = manifest
+            manifest = self._checked[name] = await self._check_once(name, image_format)
         return self._folder / name, manifest
 
     def remove(self, name: str) -> None:
@@ -121,12 +123,33 @@ class Images:
             self._discard(path)
         return len(begun)
 
+    async def _check_once(self, name: str, image_format: str) -> Manifest:
+        """As `_check`, once for all who ask at the same time: five copies of one would read it five times."""
+        while (others := self._being_checked.get(name)) is not None:
+            await asyncio.wait({others})
+            if not others.cancelled():
+                return others.result()
+        mine = self._being_checked[name] = asyncio.get_running_loop().create_future()
+        try:
+            manifest = await threads.in_thread(self._check, name, image_format)
+            mine.set_result(manifest)
+        except (SnapshotNotFound, SnapshotUnusable) as error:
+            mine.set_exception(error)
+            mine.exception()  # nobody else may have asked
+            raise
+        else:
+            return manifest
+        finally:
+            mine.cancel()
+            del self._being_checked[name]
+
     def _commit(self, name: str, manifest: Manifest) -> Manifest:
         begun = self._folder / f"{name}{_UNFINISHED}"
         saved = sorted(begun.iterdir())
-        for path in saved:
-            sync(path)
-        sums = {path.name: _sum(path) for path in saved}
+        with ThreadPoolExecutor(1) as beside:  # the disk writes while we read the same pages from memory
+            synced = beside.submit(lambda: [sync(path) for path in saved])
+            sums = {path.name: _sum(path) for path in saved}
+            synced.result()
         manifest = msgspec.structs.replace(manifest, files=sums)
         content = msgspec.json.encode(manifest)
         path = begun / _MANIFEST
