@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from tests.unit.kernels.conftest import PATH, TOKEN, serving
 
-from cloche_agent.init import Sandbox
+from cloche_agent.http import Headers, Request
+from cloche_agent.init import Sandbox, handle_prepare
 from cloche_wire.errors import InvalidArgument, Unauthenticated
 
 pytestmark = pytest.mark.anyio
@@ -46,8 +47,35 @@ async def test_preparing_opens_nothing() -> None:
     assert not any(sandbox.authorized(token) for token in ("", None, TOKEN))
 
 
+async def test_one_that_was_restored_is_renewed_before_it_is_anybodys() -> None:
+    """So whoever takes it does not wait for that."""
+    sandbox = Sandbox()
+    sandbox.prepared.set()
+    renewed: list[int] = []
+
+    async def renew() -> None:
+        renewed.append(sandbox.restores)
+
+    sandbox.on_restore.append(renew)
+    for body in (b'{"imports": [], "restored": true}', b'{"imports": []}'):
+
+        async def receive(pieces: list[bytes] = [body]) -> bytes:  # noqa: B006 - one list for each body
+            return pieces.pop() if pieces else b""
+
+        answer = await handle_prepare(sandbox, Request("POST", "/prepare", [], Headers([]), receive))
+        assert answer.status == 204
+    assert renewed == [1]
+
+
 @pytest.mark.parametrize(
-    "settings", [{}, {"imports": "json"}, {"imports": [1]}, {"imports": [], "envVars": []}]
+    "settings",
+    [
+        {},
+        {"imports": "json"},
+        {"imports": [1]},
+        {"imports": [], "envVars": []},
+        {"imports": [], "restored": 1},
+    ],
 )
 def test_what_is_no_preparation_changes_nothing(settings: dict[str, object]) -> None:
     sandbox = Sandbox()

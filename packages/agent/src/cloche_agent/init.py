@@ -119,6 +119,7 @@ class Sandbox:
         names = cast("list[object]", imports) if isinstance(imports, list) else [None]
         if not all(isinstance(name, str) for name in names):
             raise InvalidArgument("not a list of strings: imports")
+        self.restores += _flag(settings, "restored")
         self.env = self._variables = variables or {}
         self.imports = tuple(map(str, names))
         self.wanted.set()
@@ -184,26 +185,38 @@ async def handle_init(sandbox: Sandbox, request: Request) -> Response:
     if os.getpid() == 1:
         identity.show()
         _show_identity(sandbox)
-    if sandbox.restores != restores:
-        for renew in sandbox.on_restore:
-            await renew()
+    await _renew(sandbox, restores)
     return Response(204, [("x-envd-version", ENVD_VERSION), ("cache-control", "no-store")])
 
 
 async def handle_prepare(sandbox: Sandbox, request: Request) -> Response:
     """Serve `POST /prepare`, for the node alone: start Python before the sandbox is anybody's.
 
-    The answer comes when it is ready, or cannot be, which the first run of code will tell.
+    The answer comes when it is ready, or cannot be, which the first run of code will tell. `restored` and the
+    fields of `host_identity` mean what they do in `/init`, which then need not say them again.
 
     Raises:
         NotFound: The agent is bound.
-        InvalidArgument: The body is not what `Sandbox.prepare` takes.
+        InvalidArgument: The body is not what `Sandbox.prepare` and `host_identity` take.
     """
     if sandbox.token is not None:
         raise NotFound("no such path: /prepare")
-    sandbox.prepare(await _settings(request))
+    settings = await _settings(request)
+    identity = host_identity(settings)
+    restores = sandbox.restores
+    sandbox.prepare(settings)
+    if os.getpid() == 1:
+        identity.show()
     await sandbox.prepared.wait()
+    await _renew(sandbox, restores)
     return Response(204)
+
+
+async def _renew(sandbox: Sandbox, restores: int) -> None:
+    """Where the sandbox was restored since it had been so often, make anew what siblings must not share."""
+    if sandbox.restores != restores:
+        for renew in sandbox.on_restore:
+            await renew()
 
 
 async def _settings(request: Request) -> dict[str, object]:

@@ -46,6 +46,10 @@ class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
     """Of the template."""
     imports: tuple[str, ...]
     """Python modules that its first context imports."""
+    hostname: str = ""
+    etc_files: dict[str, str] = {}
+    restored: bool = False
+    """These three as in `AgentInit`."""
 
 
 async def prepare(address: str, body: AgentPreparation, *, timeout_s: float) -> None:

@@ -119,21 +119,23 @@ async def warm_up(machine: Machine, live: Live, origin: Origin) -> None:
     Raises:
         Internal: It refuses, or takes too long.
     """
+    hostname, etc_files = _names(machine, live, origin)
     await agent_link.prepare(
         machine.agent_address(live.record),
-        agent_link.AgentPreparation(origin.template.env, origin.template.warm),
+        agent_link.AgentPreparation(
+            origin.template.env, origin.template.warm, hostname, etc_files, origin.image is not None
+        ),
         timeout_s=machine.config.limits.start_timeout_s,
     )
 
 
-async def introduce(machine: Machine, live: Live, origin: Origin) -> None:
-    """Tell the agent whose it is; the sandbox can be used then."""
+async def introduce(machine: Machine, live: Live, origin: Origin, *, is_warm: bool = False) -> None:
+    """Tell the agent whose it is; the sandbox can be used then. A warm one knows its names by `warm_up`."""
     request, template = live.record.request, origin.template
     address, timeout_s = machine.agent_address(live.record), machine.config.limits.start_timeout_s
     if origin.reboots:
         await agent_link.quiesce(address, origin.known_token, timeout_s=timeout_s)
-    # Where a driver writes no files of its own into the root, or those of another sandbox are in it by now.
-    is_told_all = origin.image is not None or not machine.driver.capabilities().listeners
+    hostname, etc_files = ("", {}) if is_warm else _names(machine, live, origin)
     await agent_link.initialize(
         address,
         agent_link.AgentInit(
@@ -145,9 +147,9 @@ async def introduce(machine: Machine, live: Live, origin: Origin) -> None:
             template_id=request.template_id,
             cpu_count=request.cpu_count,
             memory_mib=request.memory_mib,
-            hostname=request.sandbox_id if is_told_all else "",
-            etc_files=_etc_files(machine, request.sandbox_id) if is_told_all else {},
-            restored=origin.image is not None,
+            hostname=hostname,
+            etc_files=etc_files,
+            restored=origin.image is not None and not is_warm,
         ),
         known_token=origin.known_token,
         timeout_s=timeout_s,
@@ -171,6 +173,17 @@ async def _make_network(machine: Machine, live: Live) -> int:
         online=request.allow_internet,
     )
     return live.network_namespace
+
+
+def _names(machine: Machine, live: Live, origin: Origin) -> tuple[str, dict[str, str]]:
+    """The sandbox's name and files below /etc, as far as its agent has to write them.
+
+    That is where a driver writes none into the root, or those of another sandbox are in it by now.
+    """
+    if origin.image is None and machine.driver.capabilities().listeners:
+        return "", {}
+    sandbox_id = live.record.request.sandbox_id
+    return sandbox_id, _etc_files(machine, sandbox_id)
 
 
 def _listen(folder: Path) -> list[socket.socket]:

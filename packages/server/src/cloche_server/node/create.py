@@ -109,7 +109,7 @@ async def _hand_over(machine: Machine, live: Live, origin: Origin) -> None:
     try:
         async with asyncio.TaskGroup() as steps:
             steps.create_task(threads.in_thread(give_network))
-            steps.create_task(assemble.introduce(machine, live, origin))
+            steps.create_task(assemble.introduce(machine, live, origin, is_warm=True))
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures
 
