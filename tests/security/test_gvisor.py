@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,17 +91,22 @@ def test_its_processes_are_in_namespaces_of_their_own(gvisor_server: Server, san
             assert own != ours, (name, kind)
 
 
-def test_no_descriptor_of_the_kernel_leads_to_a_file_of_the_host(
+def test_its_kernel_holds_no_folder_and_no_file_of_the_template_to_write_to(
     gvisor_server: Server, sandbox: Sandbox
 ) -> None:
-    """It holds its memory, the file without a name that the sandbox writes to, its log, and no folder."""
+    """Files that the sandbox has open are passed to it by the gofer, to read from."""
     (pid,) = (pid for pid, name in processes(gvisor_server, sandbox).items() if name == "runsc-sandbox")
+    own = (f"/{sandbox.sandbox_id}/runsc.log", "/exe", " (deleted)")
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(entry.readlink())
-        assert not entry.is_dir(), target
-        if target.startswith("/") and not target.endswith("(deleted)"):
-            own = f"/{sandbox.sandbox_id}/runsc.log"
-            assert target in ("/null", "/dev/null") or target.endswith(("/exe", own)), target
+        target, mode = str(entry.readlink()), entry.stat().st_mode
+        assert not stat.S_ISDIR(mode), target
+        if not stat.S_ISREG(mode) or not target.startswith("/") or target.endswith(own):
+            continue
+        assert target.startswith("/root/"), target  # as the gofer sees template and runtime
+        fields = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
+        flags = re.search(r"^flags:\s+(\d+)", fields, re.MULTILINE)
+        assert flags is not None
+        assert int(flags[1], 8) & os.O_ACCMODE == os.O_RDONLY, target
 
 
 def test_the_machine_s_null_device_stays_root_s(gvisor_server: Server, sandbox: Sandbox) -> None:
