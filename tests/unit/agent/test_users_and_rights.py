@@ -119,7 +119,8 @@ def test_supplementary_groups_count_and_are_given_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("root")
-def test_a_program_has_its_user_for_good_and_its_starter_is_as_before() -> None:
+@pytest.mark.parametrize("without_copy", [False, True])
+def test_a_program_has_its_user_for_good_and_its_starter_is_as_before(without_copy: bool) -> None:
     """All ids, groups and limits are the child's alone, also where it cannot be started."""
     starter = f"""
 import os, resource
@@ -128,7 +129,8 @@ for program in ("python3", "no-such-program"):
     before = {SAYS}
     argv = [program, "-c", "import os, resource; print({SAYS})"]
     try:
-        asked = SpawnRequest(argv, {{"PATH": "/usr/bin"}}, "/usr", 4321, 4321, (4321, 8765), stdout=1)
+        path, groups = {{"PATH": "/usr/bin"}}, (4321, 8765)
+        asked = SpawnRequest(argv, path, "/usr", 4321, 4321, groups, stdout=1, without_copy={without_copy})
         os.waitpid(spawn(asked), 0)
     except Exception as error:
         print(error)

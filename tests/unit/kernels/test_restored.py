@@ -15,6 +15,13 @@ from tests.unit.kernels.conftest import Interpreter
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+async def interpreter(interpreter: Interpreter) -> Interpreter:
+    """One whose sandbox may be written to disk."""
+    interpreter.sandbox.is_saved = True
+    return interpreter
+
+
 async def test_code_whose_client_was_cut_off_runs_on_to_its_end(interpreter: Interpreter) -> None:
     """Twin: `test_deaths` has clients that go, whose code is interrupted."""
     code = "import time; seen = []; print('started', flush=True)\n"

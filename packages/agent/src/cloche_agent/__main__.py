@@ -59,6 +59,11 @@ class _Options(NamedTuple):
     kernels_path: str
     zygote: Zygote | None
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether this may be written to disk: what has a network of its own is, with that."""
+        return self.envd.family == socket.AF_INET
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until killed, or, when not PID 1, until SIGTERM; the exit code."""
@@ -77,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What is imported stays: out of the collector's sight a fork also shares more of it.
     gc.collect()
     gc.freeze()
-    # What has a network of its own may be written to disk with it.
-    loop = partial(PausableLoop, is_saved=options.envd.family == socket.AF_INET)
+    loop = partial(PausableLoop, is_saved=options.is_saved)
     with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_serve(options))
     return 0
@@ -161,7 +165,7 @@ def _zygote(descriptor: str, groups: str) -> Zygote | None:
 
 
 async def _serve(options: _Options) -> None:
-    sandbox = Sandbox(zygote=options.zygote)
+    sandbox = Sandbox(zygote=options.zygote, is_saved=options.is_saved)
     logging.getLogger().addHandler(ActivityHandler(sandbox.activity))
     reaper = Reaper()
     reaper.install()

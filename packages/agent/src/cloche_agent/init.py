@@ -61,6 +61,8 @@ class Sandbox:
     """Modules that the first context of Python imports before it is ready."""
     zygote: Zygote | None = None
     """What kernels of Python may be forked from."""
+    is_saved: bool = False
+    """Whether it may be written to disk and brought back with all its processes, as under gVisor."""
     restores: int = 0
     """How often a checkpoint of it was restored, as far as it remembers: siblings count alike."""
     on_restore: list[Callable[[], Awaitable[None]]] = field(

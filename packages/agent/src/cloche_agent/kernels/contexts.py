@@ -128,7 +128,7 @@ class Context:
         try:
             plan = KernelPlan(
                 self.language, self._kernels, self._sandbox.env, self.cwd, imports,
-                self._sandbox.zygote if self.language is PYTHON else None,
+                self._sandbox.zygote if self.language is PYTHON else None, self._sandbox.is_saved,
             )  # fmt: skip
             self._kernel = await start_kernel(plan, self._reaper, self.tasks)
             self._kernel.is_stale = restores != self._sandbox.restores

@@ -48,6 +48,7 @@ class KernelPlan:
         cwd: Working folder; `~` is the account's home.
         imports: Modules that it imports before it is ready; for Python only.
         zygote: What it may be forked from; for Python only.
+        is_saved: Whether it may be written to disk and brought back.
     """
 
     language: Language
@@ -56,6 +57,7 @@ class KernelPlan:
     cwd: str
     imports: tuple[str, ...] = ()
     zygote: Zygote | None = None
+    is_saved: bool = False
 
 
 class _Process(NamedTuple):
@@ -230,7 +232,7 @@ def _launch(plan: KernelPlan, reaper: Reaper) -> _Process:
     """Start the process in this sandbox."""
     user = account()
     argv = plan.language.argv(plan.kernels, _KERNEL_FD)
-    renewal = Renewal() if plan.language is PYTHON else None
+    renewal = Renewal() if plan.is_saved and plan.language is PYTHON else None
     with _Ends() as ends, contextlib.ExitStack() as undo:
         further = {_KERNEL_FD: ends.theirs.fileno()}
         if renewal is not None:
@@ -239,7 +241,7 @@ def _launch(plan: KernelPlan, reaper: Reaper) -> _Process:
         # SAFETY: the kernel gets its own ends of these, and no other descriptor: spawn closes all others.
         request = SpawnRequest(
             argv, environment(plan.env), "/", user.uid, user.gid, user.groups,
-            stdout=ends.out, stderr=ends.err, pass_fds=further,
+            stdout=ends.out, stderr=ends.err, pass_fds=further, without_copy=plan.is_saved,
         )  # fmt: skip
         try:
             pid = spawn(request)

@@ -193,7 +193,10 @@ class ProcessService:
             **config.envs,
         }
         argv = [config.cmd, *config.args]
-        plan = SpawnRequest(argv, environment, self._cwd(config.cwd, user), user.uid, user.gid, user.groups)
+        plan = SpawnRequest(
+            argv, environment, self._cwd(config.cwd, user), user.uid, user.gid, user.groups,
+            without_copy=self._sandbox.is_saved,
+        )  # fmt: skip
         try:
             if request.pty is not None:
                 size = request.pty.size or wire.PtySize()
