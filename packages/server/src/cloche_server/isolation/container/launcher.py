@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from cloche_server.isolation import syscalls
@@ -54,10 +53,7 @@ def _act(ready: _Ready, packet: bytes, descriptors: list[int]) -> server.Done:
 
 
 def _launch(request: LaunchRequest, inherited: list[int], ready: _Ready) -> int:
-    own = str(os.getpid())
-    for path in request.cgroup_files:
-        # SAFETY: the limits hold for this process and all it starts, before the first of them exists.
-        Path(path).write_text(own)
+    server.enter_groups(request.cgroup_files)
     user_namespace = (
         inherited.pop(0)
         if request.has_user_namespace

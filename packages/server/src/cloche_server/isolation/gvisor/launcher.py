@@ -48,10 +48,7 @@ def main() -> None:
 
 def _act(packet: bytes, descriptors: list[int]) -> server.Done:
     request = RunscRequest(**json.loads(packet))
-    own = str(os.getpid())
-    for path in request.cgroup_files:
-        # SAFETY: the limits hold for this process and all it starts, before the first of them exists.
-        Path(path).write_text(own)
+    server.enter_groups(request.cgroup_files)
     _make_mounts(request, descriptors)
     log = Path(request.log)
     log.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ class Runsc(NamedTuple):
 _FLAGS = (
     "--platform=systrap",
     "--network=sandbox",
-    # Without descriptors of the host's files the sentry needs no system call that opens any (ADR 0016).
+    # The gofer opens files for the sentry, whose own filter then has no call that opens any (ADR 0016).
     "--directfs=false",
     "--host-uds=none",
     "--file-access=exclusive",

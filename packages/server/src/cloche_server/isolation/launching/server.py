@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from cloche_server.isolation import syscalls
@@ -54,6 +55,14 @@ def take_control() -> socket.socket:
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps for us: sigaction(2), SA_NOCLDWAIT
     return control
+
+
+def enter_groups(files: list[str]) -> None:
+    """Put this process, and all that it starts, in the control groups with these files `cgroup.procs`."""
+    own = str(os.getpid())
+    for path in files:
+        # SAFETY: the limits hold for this process and all it starts, before the first of them exists.
+        Path(path).write_text(own)
 
 
 def serve(control: socket.socket, act: Act) -> None:
