@@ -100,13 +100,18 @@ def density() -> Costs:
         ids = [sandbox.sandbox_id for sandbox in made]
         costs = {"pss": the_server.sandboxes_pss_mib(ids), "available": [fewer_mib / more]}
         costs["server"] = [(server_pss_mib() - server_mib) / more]
-        costs["cpu"] = [idle_pct([*the_server.own_processes(), *the_server.sandboxes_processes(ids)])]
+        costs["cpu"] = [idle_pct([*server_processes(), *the_server.sandboxes_processes(ids)])]
     return costs
 
 
+def server_processes() -> list[int]:
+    """The server's own, and its zygotes."""
+    return [*the_server.own_processes(), *the_server.zygotes()]
+
+
 def server_pss_mib() -> float:
-    """Memory of the server's own processes."""
-    return sum(map(processes.pss_mib, the_server.own_processes()))
+    """Memory of these."""
+    return sum(map(processes.pss_mib, server_processes()))
 
 
 def idle_pct(pids: Sequence[int]) -> float:
@@ -117,9 +122,16 @@ def idle_pct(pids: Sequence[int]) -> float:
 
 
 def idle_rss() -> Costs:
-    """Memory of the server's own processes, and what they use of a core while nobody asks for anything."""
+    """Memory of the server's own processes, and what they use of a core while nobody asks for anything.
+
+    Zygotes by themselves: they are the template's, and there is one where somebody has asked for a sandbox.
+    """
     the_server.until_quiet()
-    return {"pss": [server_pss_mib()], "cpu": [idle_pct(the_server.own_processes())]}
+    return {
+        "pss": [sum(map(processes.pss_mib, the_server.own_processes()))],
+        "zygotes": [sum(map(processes.pss_mib, the_server.zygotes()))],
+        "cpu": [idle_pct(server_processes())],
+    }
 
 
 ACTS: dict[str, Act] = {act.__name__: act for act in (creates_per_s, creates, create_many, density, idle_rss)}

@@ -16,6 +16,8 @@ MOST_AHEAD = int(os.environ.get("CLOCHE_MOST_AHEAD", "0"))
 """How many sandboxes it keeps ready at most."""
 JOURNAL = Path(os.environ.get("CLOCHE_JOURNAL", "/nonexistent"))
 SUPERVISOR = int(os.environ.get("CLOCHE_SUPERVISOR", "0"))
+ZYGOTE = "zygote-"
+"""How the names of their control groups begin."""
 LOOK_EVERY_S = 0.01
 QUIET_S = 1.0
 PATIENCE_S = 60.0
@@ -60,9 +62,15 @@ def until_quiet() -> None:
 
 def own_processes() -> list[int]:
     """Its processes; those of sandboxes are in pid namespaces or at least in control groups of their own."""
-    here, sandboxes = processes.namespace(SUPERVISOR), set(sandboxes_processes(list(records())))
+    here, others = processes.namespace(SUPERVISOR), {*sandboxes_processes(list(records())), *zygotes()}
     found = [pid for pid in processes.descendants(SUPERVISOR) if processes.namespace(pid) == here]
-    return [pid for pid in found if pid not in sandboxes]
+    return [pid for pid in found if pid not in others]
+
+
+def zygotes() -> list[int]:
+    """The processes that interpreters of its sandboxes are forked from."""
+    groups = processes.by_group()
+    return [pid for name, pids in groups.items() if name.startswith(ZYGOTE) for pid in pids]
 
 
 def sandboxes_pss_mib(ids: list[str]) -> list[float]:

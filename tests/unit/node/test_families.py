@@ -10,7 +10,8 @@ from tests.unit.node.test_ahead import keeping, until
 from cloche_server.isolation.base import Capabilities, Family, FamilySpec, ProcessIdentity
 from cloche_server.node import ahead, create, kill, zygotes
 from cloche_server.node.demand import Need
-from cloche_server.node.families import MOST_AGE_S, MOST_SANDBOXES, SANDBOXES, Kind
+from cloche_server.node.families import FEWER_SANDBOXES, MOST_AGE_S, MOST_SANDBOXES, SANDBOXES, Kind
+from cloche_server.node.slots import SLOTS
 from cloche_wire.errors import Internal
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +149,21 @@ async def test_a_full_family_gets_a_second(node: Node, opened: Opened) -> None:
         assert second[1] is opened.families[1]
         for slot, _ in filter(None, [*taken, second]):
             m.slots.give_back(slot)
+        for family in opened.families:
+            opened.end(family)
+
+
+async def test_where_few_slots_are_left_a_family_is_smaller_and_then_there_is_none(
+    node: Node, opened: Opened
+) -> None:
+    node.limit = SLOTS // 2
+    async with node.machine() as m:
+        while await zygotes.open_family(m, KIND):
+            pass
+        sizes = [len(spec.slots) - 1 for spec in opened.specs]
+        large = SLOTS // 2 // (1 + SANDBOXES)
+        assert sizes == [SANDBOXES] * large + [FEWER_SANDBOXES] * (len(sizes) - large)
+        assert SLOTS // 2 - sum(sizes) - len(sizes) < 1 + FEWER_SANDBOXES
         for family in opened.families:
             opened.end(family)
 

@@ -176,7 +176,11 @@ MEASURES = (
     Measure("edge_overhead", (Baseline("agent_direct", Where.SERVER),)),
     Measure(
         "idle_rss",
-        shown=(Shown("idle_rss", MIB, "pss"), Shown("idle_rss, processor", CORE, "cpu")),
+        shown=(
+            Shown("idle_rss", MIB, "pss"),
+            Shown("idle_rss, zygotes", MIB, "zygotes"),
+            Shown("idle_rss, processor", CORE, "cpu"),
+        ),
         every=ONCE,
     ),
     Measure(

@@ -18,10 +18,13 @@ from cloche_server.node.demand import Need
 from cloche_server.node.messages import CreateSandbox
 from cloche_server.node.slots import Slots
 
-SANDBOXES = 64
-"""Of one family. Its zygote takes some 90 MiB, which they share."""
-SPARE = 16
-"""Free slots of a kind below which another family is opened: that takes as long as some 20 creates."""
+SANDBOXES, FEWER_SANDBOXES = 128, 32
+"""Of one family, and of one for which there are not that many slots any more. Its zygote takes some 90 MiB,
+which they share: with 64 in each, a third of 100 sandboxes that came at once found the first family full and
+the second one not ready, and each had an interpreter of its own for life, 76 MiB instead of 17."""
+SPARE = 32
+"""Free slots of a kind below which another family is opened: on busy cores that takes as long as so many
+creates."""
 
 MOST_AGE_S = 4 * 3600.0
 """After it a family gets no more sandboxes, once there is a fresh one.
@@ -31,7 +34,7 @@ finds out of them helps against the next ones for so long. A new zygote costs 0.
 until the last sandbox of the old one has gone.
 """
 MOST_SANDBOXES = 1000
-"""As for the age: 16 times its slots. At 200 creates a minute that is a new zygote every 5 minutes."""
+"""As for the age: 8 times its slots. At 200 creates a minute that is a new zygote every 5 minutes."""
 
 
 class Kind(NamedTuple):
@@ -82,7 +85,7 @@ class Families:
 
     def reserve(self) -> tuple[int, ...]:
         """Slots for one more family, the zygote's own first; none where too few would be left."""
-        return self._slots.reserve(1 + SANDBOXES)
+        return self._slots.reserve(1 + SANDBOXES) or self._slots.reserve(1 + FEWER_SANDBOXES)
 
     def give_back(self, slots: tuple[int, ...]) -> None:
         """There is no zygote of these slots any more: those that no sandbox is in can be used by any."""
