@@ -114,6 +114,7 @@ import json, os, resource, sys, threading
 status = dict(line.rstrip().split(":", 1) for line in open("/proc/self/status"))
 names = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
     "SigIgn", "SigBlk", "SigCgt", "Umask")
+status["SigIgn"] = hex(int(status["SigIgn"], 16) & ~0x1_8000_0000)  # 32 and 33 are the C library's own
 print(json.dumps({
     **{name: status[name].split() for name in names},
     "limits": [resource.getrlimit(number) for number in range(16)],

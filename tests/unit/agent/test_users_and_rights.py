@@ -119,18 +119,21 @@ def test_supplementary_groups_count_and_are_given_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("root")
-@pytest.mark.parametrize("without_copy", [False, True])
-def test_a_program_has_its_user_for_good_and_its_starter_is_as_before(without_copy: bool) -> None:
+@pytest.mark.parametrize("has_terminal", [False, True])
+def test_a_program_has_its_user_for_good_and_its_starter_is_as_before(has_terminal: bool) -> None:
     """All ids, groups and limits are the child's alone, also where it cannot be started."""
     starter = f"""
 import os, resource
+terminal = os.openpty()[1] if {has_terminal} else None
 from cloche_agent.process.spawn import SpawnRequest, spawn
 for program in ("python3", "no-such-program"):
     before = {SAYS}
     argv = [program, "-c", "import os, resource; print({SAYS})"]
     try:
         path, groups = {{"PATH": "/usr/bin"}}, (4321, 8765)
-        asked = SpawnRequest(argv, path, "/usr", 4321, 4321, groups, stdout=1, without_copy={without_copy})
+        asked = SpawnRequest(
+            argv, path, "/usr", 4321, 4321, groups, stdin=terminal, stdout=1, controlling_tty={has_terminal}
+        )
         os.waitpid(spawn(asked), 0)
     except Exception as error:
         print(error)

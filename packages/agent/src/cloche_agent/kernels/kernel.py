@@ -241,7 +241,7 @@ def _launch(plan: KernelPlan, reaper: Reaper) -> _Process:
         # SAFETY: the kernel gets its own ends of these, and no other descriptor: spawn closes all others.
         request = SpawnRequest(
             argv, environment(plan.env), "/", user.uid, user.gid, user.groups,
-            stdout=ends.out, stderr=ends.err, pass_fds=further, without_copy=plan.is_saved,
+            stdout=ends.out, stderr=ends.err, pass_fds=further,
         )  # fmt: skip
         try:
             pid = spawn(request)

@@ -193,10 +193,7 @@ class ProcessService:
             **config.envs,
         }
         argv = [config.cmd, *config.args]
-        plan = SpawnRequest(
-            argv, environment, self._cwd(config.cwd, user), user.uid, user.gid, user.groups,
-            without_copy=self._sandbox.is_saved,
-        )  # fmt: skip
+        plan = SpawnRequest(argv, environment, self._cwd(config.cwd, user), user.uid, user.gid, user.groups)
         try:
             if request.pty is not None:
                 size = request.pty.size or wire.PtySize()

@@ -1,10 +1,10 @@
 """Starting programs and learning how they ended: the one place that forks, and the one that reaps.
 
-`os.fork` and plain system calls in the child, not the subprocess module: a child needs a controlling
-terminal, other ids, and descriptors at chosen numbers, and subprocess only does all of that through code run
-in the child anyway. The agent has one thread, so that code is safe, and its memory is small, so that the fork
-is cheap (about 0.7 ms). Not under gVisor, where it takes 40 to 60 ms, most of it for pages that are thrown
-away: there what a child inherits anyway is set in the agent for the moment of `posix_spawn`, which takes 5.
+Not the subprocess module: a child needs other ids, and some a controlling terminal. What a child inherits
+anyway is set in the agent for the moment of `posix_spawn`, which copies no memory. A fork of the agent takes
+2 to 5 ms more, for its page tables and for the pages that both sides write to afterwards, and under gVisor 40
+to 60. A child with a terminal has a system call of its own to make, so it is forked; the agent has one
+thread, which makes that safe.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cloche_wire.errors import InvalidArgument, ResourceExhausted
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_Action = tuple[int, int] | tuple[int, int, int]
 
 _OOM_SCORE_ADJ = b"500"
 """Children die of memory shortage before the agent does."""
@@ -48,7 +49,6 @@ class SpawnRequest:
         stdin: Descriptor of ours that becomes 0; None is /dev/null. `stdout` and `stderr` alike.
         pass_fds: Further descriptors: number in the child -> number here.
         controlling_tty: Descriptor 0 is a terminal that the new session gets as its own.
-        without_copy: Start it by `posix_spawn`, where a fork is dear; not with a terminal.
     """
 
     argv: list[str]
@@ -62,7 +62,6 @@ class SpawnRequest:
     stderr: int | None = None
     pass_fds: Mapping[int, int] = field(default_factory=dict[int, int])
     controlling_tty: bool = False
-    without_copy: bool = False
 
     def on(
         self, stdin: int | None, stdout: int, stderr: int | None, *, controlling_tty: bool = False
@@ -85,8 +84,7 @@ def spawn(request: SpawnRequest) -> int:
         raise InvalidArgument("cmd is empty")
     if any("\0" in text for text in (*request.argv, request.cwd, *request.env, *request.env.values())):
         raise InvalidArgument("null byte in the command, its folder or its environment")
-    is_forked = request.controlling_tty or not request.without_copy
-    pid, report = _fork(request) if is_forked else _spawn(request)
+    pid, report = _fork(request) if request.controlling_tty else _spawn(request)
     if report:
         if pid:
             os.waitpid(pid, 0)
@@ -108,13 +106,26 @@ def _spawn(request: SpawnRequest) -> tuple[int, bytes]:
                                                max(wanted) + 1)) for source in wanted.values()]  # fmt: skip
             if max(lifted) >= _OPEN_FILES:  # posix_spawn takes none above the limit that the child gets
                 return _fork(request)
-            # SAFETY: every other descriptor of the agent is close-on-exec.
-            actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(lifted, wanted, strict=True)]
+            # SAFETY: every descriptor of the agent is close-on-exec already; this is the second lock on the
+            # listeners and on the connections of clients, which a child must never hold.
+            actions: list[_Action] = [(os.POSIX_SPAWN_CLOSE, number) for number in _inheritable()]
+            actions += [(os.POSIX_SPAWN_DUP2, *pair) for pair in zip(lifted, wanted, strict=True)]
             with _as_the_child(request, stages):
                 return _spawn_there(request, actions), b""
         except (OSError, ValueError) as error:  # ValueError: text that cannot be an argument or a variable
             number = error.errno if isinstance(error, OSError) else None
             return 0, f"{stages[-1]} {number or errno.EINVAL}".encode()
+
+
+def _inheritable() -> list[int]:
+    """Descriptors that an exec would leave open, without the first three."""
+    found: list[int] = []
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - one call, a path each would be four
+        # The folder's own is gone by now.
+        with contextlib.suppress(OSError):
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
+    return found
 
 
 def _kept(stack: contextlib.ExitStack, descriptor: int) -> int:
@@ -139,6 +150,7 @@ def _as_the_child(request: SpawnRequest, stages: list[str]) -> Generator[None]:
         # SAFETY: the saved ids stay 0, so the way back is open and nobody may trace us; exec makes them the
         # effective ones, so the program has no way back. Its user may send us signals until then: all that
         # can be are blocked, those left do nothing to pid 1, or under gVisor end this sandbox, as root can.
+        # Nor may it trace the child that has our memory until exec: that memory is not dumpable.
         _take_ids(request, saved=0)
         stages.append("cwd")
         os.chdir(request.cwd)
@@ -160,11 +172,12 @@ def _as_the_child(request: SpawnRequest, stages: list[str]) -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _spawn_there(request: SpawnRequest, actions: list[tuple[int, int, int]]) -> int:
+def _spawn_there(request: SpawnRequest, actions: list[_Action]) -> int:
     def start(program: str) -> int:
         return os.posix_spawn(
             program, request.argv, request.env, file_actions=actions, setsid=True, setsigmask=(),
-            # Ignored signals stay ignored over exec: Python ignores these two.
+            # Ignored signals stay ignored over exec: Python ignores these two. (glibc leaves two more, 32 and
+            # 33, which are its own and of which no program knows.)
             setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
         )  # fmt: skip
 
