@@ -1,0 +1,88 @@
+"""A workshop without a node: commands are looked up in a dict, layers are counted."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from cloche_server.templates.workshop import Command, CopyIn, Finished, Layer, OnLine, Setting
+from cloche_wire.errors import ClocheError, InvalidArgument
+
+
+class FakeBench:
+    """See `cloche_server.templates.workshop.Bench`."""
+
+    def __init__(self, workshop: "FakeWorkshop") -> None:
+        self._workshop = workshop
+
+    async def run(self, command: Command, on_line: OnLine) -> int:
+        workshop = self._workshop
+        workshop.ran.append(command)
+        words = command.argv[-1]
+        if "id -un" in " ".join(command.argv):  # the program that finds or makes a user
+            await on_line("stdout", words)
+            return 0
+        for line in workshop.prints.get(words, ()):
+            await on_line("stdout", line)
+        if workshop.gate is not None and words in workshop.waits:
+            await workshop.gate.wait()
+        if words in workshop.breaks:
+            raise workshop.breaks[words]
+        return workshop.fails.get(words, 0)
+
+    async def copy_in(self, files: CopyIn) -> None:
+        assert files.archive.exists()
+        if b"not an archive" in files.archive.read_bytes():
+            raise InvalidArgument("tar: this does not look like a tar archive")
+        self._workshop.copied.append(files)
+
+    async def commit(self) -> Layer:
+        workshop = self._workshop
+        workshop.committed += 1
+        return Layer(f"layer{workshop.committed}", 1, 1)
+
+
+class FakeWorkshop:
+    """See `cloche_server.templates.workshop.Workshop`."""
+
+    def __init__(self) -> None:
+        self.prints: dict[str, list[str]] = {}
+        """What a command writes, by its last word."""
+        self.fails: dict[str, int] = {}
+        """The exit status of a command that fails."""
+        self.breaks: dict[str, ClocheError] = {}
+        """What is raised in the place of a command."""
+        self.gate: anyio.Event | None = None
+        self.waits: set[str] = set()
+        """Commands that wait for the gate."""
+        self.fails_publish: ClocheError | None = None
+        self.ran: list[Command] = []
+        self.copied: list[CopyIn] = []
+        self.settings: list[Setting] = []
+        """Of every bench there has been."""
+        self.open = 0
+        self.committed = 0
+        self.published: list[Finished] = []
+        self.removed: list[str] = []
+
+    @property
+    def commands(self) -> list[str]:
+        """The last words of what was run."""
+        return [command.argv[-1] for command in self.ran]
+
+    @asynccontextmanager
+    async def bench(self, setting: Setting) -> AsyncGenerator[FakeBench]:
+        self.settings.append(setting)
+        self.open += 1
+        try:
+            yield FakeBench(self)
+        finally:
+            self.open -= 1
+
+    async def publish(self, finished: Finished, on_line: OnLine) -> None:
+        if self.fails_publish is not None:
+            raise self.fails_publish
+        self.published.append(finished)
+
+    async def remove(self, build_id: str) -> None:
+        self.removed.append(build_id)

@@ -1,0 +1,287 @@
+"""A build's steps: in which sandbox each runs and with what, what need not run again, where it fails."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.fakes.workshop import FakeWorkshop
+
+from cloche_server.templates import copying
+from cloche_server.templates.build import Base, Builder, BuildFailed, Kept, Target
+from cloche_server.templates.steps import Context, Description, Stage, Step
+from cloche_server.templates.workshop import Finished
+from cloche_wire.errors import DeadlineExceeded, InvalidArgument, TemplateNotFound
+
+pytestmark = pytest.mark.anyio
+
+HASH = "a" * 64
+BASE = Base("build:1", ("root",), Context(env={"PATH": "/bin"}), "serve", "true")
+
+
+class Around:
+    """What a builder speaks to beside the workshop: bases, memory, log."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Kept] = {}
+        self.lines: list[tuple[str, str, str]] = []
+
+    async def of_template(self, reference: str) -> Base:
+        if reference != "base":
+            raise TemplateNotFound(f"template '{reference}' not found")
+        return BASE
+
+    async def of_image(self, description: Description) -> Base:
+        assert description.from_image == "e2bdev/base"
+        return BASE._replace(start_cmd="", ready_cmd="")
+
+    async def find(self, key: str) -> Kept | None:
+        return self.kept.get(key)
+
+    async def keep(self, key: str, kept: Kept) -> None:
+        self.kept[key] = kept
+
+    async def write(self, message: str, step: str, level: str = "info") -> None:
+        self.lines.append((step, level, message))
+
+
+@pytest.fixture
+def workshop() -> FakeWorkshop:
+    return FakeWorkshop()
+
+
+@pytest.fixture
+def around() -> Around:
+    return Around()
+
+
+async def build(workshop: FakeWorkshop, around: Around, description: Description, uploads: Path) -> Finished:
+    (uploads / HASH).write_bytes(b"an archive")
+    target = Target("t" * 20, "b", "team", "name", 2, 1024)
+    builder = Builder(target, uploads, workshop=workshop, bases=around, memory=around, log=around)
+    return await builder.make(description)
+
+
+def described(*steps: Step, **more: object) -> Description:
+    return Description(steps=list(steps), **more)  # type: ignore[arg-type]
+
+
+async def test_steps_run_with_what_those_before_them_said(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    made = await build(
+        workshop,
+        around,
+        described(
+            Step("ENV", ["A", "1", "B", "$PATH:/opt"]),
+            Step("RUN", ["first"]),
+            Step("WORKDIR", ["/srv/$A"]),
+            Step("USER", ["worker"]),
+            Step("RUN", ["second"]),
+            Step("RUN", ["third", "root"]),
+            Step("WORKDIR", ["deeper"]),
+        ),
+        tmp_path,
+    )
+    runs = {command.argv[-1]: command for command in workshop.ran if command.argv[0] == "/bin/bash"}
+    assert runs["first"].argv == ["/bin/bash", "-l", "-c", "first"]
+    assert (runs["first"].user, runs["first"].workdir) == ("user", "")
+    assert runs["first"].env == {"PATH": "/bin", "A": "1", "B": "/bin:/opt"}
+    assert (runs["second"].user, runs["second"].workdir) == ("worker", "/srv/1")
+    assert (runs["third"].user, runs["third"].workdir) == ("root", "/srv/1")
+    assert made.layers == ("layer4", "layer3", "layer2", "layer1", "root")
+    assert (made.default_user, made.default_workdir) == ("worker", "/srv/1/deeper")
+    assert made.env == runs["second"].env
+    assert workshop.published == [made]
+    assert workshop.open == 0
+
+
+async def test_words_share_the_sandbox_of_the_step_after_them(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    steps = [
+        Step("USER", ["root"]),
+        Step("WORKDIR", ["/app"]),
+        Step("RUN", ["make"]),
+        Step("ENV", ["A", "1"]),
+    ]
+    await build(workshop, around, described(*steps), tmp_path)
+    assert [setting.layers for setting in workshop.settings] == [("root",)]
+
+
+async def test_what_has_run_before_does_not_run_again(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    first = described(Step("USER", ["root"]), Step("RUN", ["one"]), Step("RUN", ["two"]))
+    before = await build(workshop, around, first, tmp_path)
+    workshop.ran.clear()
+    again = await build(workshop, around, first, tmp_path)
+    assert again.layers == before.layers
+    assert again.default_user == "root"
+    assert workshop.ran == []
+    assert ("2", "info", "[2/3] CACHED RUN one") in around.lines
+    changed = described(Step("USER", ["root"]), Step("RUN", ["one"]), Step("RUN", ["three"]))
+    made = await build(workshop, around, changed, tmp_path)
+    assert workshop.commands == ["three"]
+    assert made.layers[1:] == before.layers[1:]
+
+
+async def test_force_runs_a_step_and_all_after_it_again(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    steps = [Step("RUN", ["one"]), Step("RUN", ["two"]), Step("RUN", ["three"])]
+    await build(workshop, around, described(*steps), tmp_path)
+    workshop.ran.clear()
+    steps[1] = Step("RUN", ["two"], force=True)
+    forced = await build(workshop, around, described(*steps), tmp_path)
+    assert workshop.commands == ["two", "three"]
+    workshop.ran.clear()
+    plain = [Step("RUN", ["one"]), Step("RUN", ["two"]), Step("RUN", ["three"])]
+    assert (await build(workshop, around, described(*plain), tmp_path)).layers == forced.layers
+    assert workshop.ran == []
+    await build(workshop, around, described(*plain, force=True), tmp_path)
+    assert workshop.commands == ["one", "two", "three"]
+
+
+async def test_files_go_where_the_step_says(workshop: FakeWorkshop, around: Around, tmp_path: Path) -> None:
+    await build(
+        workshop,
+        around,
+        described(
+            Step("COPY", ["src/*.py", "app/", "", ""], HASH),
+            Step("WORKDIR", ["/srv"]),
+            Step("COPY", ["a.txt", "b.txt", "worker", "0644"], HASH),
+            Step("COPY", ["*", "/x", "a:b"], HASH),
+        ),
+        tmp_path,
+    )
+    assert [tuple(files)[1:] for files in workshop.copied] == [
+        ("src", "/home/user/app/", "user:user", ""),
+        ("a.txt", "/srv/b.txt", "worker:worker", "0644"),
+        (".", "/x", "a:b", ""),
+    ]
+    assert workshop.copied[0].archive == tmp_path / HASH
+
+
+@pytest.mark.parametrize(
+    ("description", "step", "part"),
+    [
+        (described(from_template="none"), "base", "not found"),
+        (
+            described(Step("RUN", ["true"]), Step("RUN", ["bad"])),
+            "2",
+            "failed to run command 'bad': exit status 3",
+        ),
+        (described(Step("ENV", ["A", "1"]), Step("RUN", ["slow"])), "2", "too long"),
+        (described(Step("RUN", ["true"]), start_cmd="unready"), "finalize", "not ready"),
+    ],
+)
+async def test_a_failure_names_its_step_and_publishes_nothing(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path, description: Description, step: str, part: str
+) -> None:
+    workshop.fails["bad"] = 3
+    workshop.breaks["slow"] = DeadlineExceeded("it ran too long")
+    workshop.fails_publish = InvalidArgument("not ready in time") if description.start_cmd else None
+    with pytest.raises(BuildFailed, match=part) as raised:
+        await build(workshop, around, description, tmp_path)
+    assert raised.value.step == step
+    assert workshop.published == []
+    assert workshop.open == 0
+
+
+async def test_a_step_that_failed_runs_again_the_next_time_and_those_before_it_do_not(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    workshop.fails["two"] = 1
+    for _ in range(2):
+        with pytest.raises(BuildFailed):
+            await build(workshop, around, described(Step("RUN", ["one"]), Step("RUN", ["two"])), tmp_path)
+    assert workshop.commands == ["one", "two", "two"]
+
+
+async def test_what_a_command_writes_is_logged_with_its_step(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    workshop.prints["make"] = ["cc -c a.c", "cc -c b.c"]
+    await build(workshop, around, described(Step("RUN", ["true"]), Step("RUN", ["make"])), tmp_path)
+    assert around.lines[2:] == [
+        ("2", "info", "[2/2] RUN make"),
+        ("2", "info", "cc -c a.c"),
+        ("2", "info", "cc -c b.c"),
+        ("finalize", "info", "Finalizing the template"),
+    ]
+
+
+async def test_start_and_ready_commands_come_from_the_description_or_its_template(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    inherited = await build(workshop, around, described(from_template="base"), tmp_path)
+    assert (inherited.start_cmd, inherited.ready_cmd) == ("serve", "true")
+    own = await build(workshop, around, described(from_template="base", start_cmd="run"), tmp_path)
+    assert (own.start_cmd, own.ready_cmd) == ("run", "sleep 20")
+    none = await build(workshop, around, described(), tmp_path)
+    assert (none.start_cmd, none.ready_cmd) == ("", "")
+
+
+async def test_a_stage_gives_files_and_none_of_its_layers(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    stage = Stage("tools", from_template="base", steps=[Step("RUN", ["compile"])])
+    step = Step("COPY_FROM", ["tools", "/out/*", "/usr/bin/", "", ""])
+    made = await build(workshop, around, described(step, Step("RUN", ["use"]), stages=[stage]), tmp_path)
+    # The stage's step; the gathering on it; the placing on what was gathered; the next step on that.
+    compiled, gathered, placed = "layer1", "layer2", "layer3"
+    assert [setting.layers for setting in workshop.settings] == [
+        ("root",),
+        (compiled, "root"),
+        (gathered, "root"),
+        (placed, "root"),
+    ]
+    assert made.layers == ("layer4", placed, "root")
+    workshop.ran.clear()
+    await build(workshop, around, described(step, Step("RUN", ["use"]), stages=[stage]), tmp_path)
+    assert workshop.ran == []
+
+
+def place(root: Path, source: str, target: str, mode: str = "") -> subprocess.CompletedProcess[str]:
+    """Run both programs with the folder of gathered files in a root of the test's."""
+
+    def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+        text = program.replace(copying.GATHERED, str(root / "gathered"))
+        argv = ["/bin/sh", "-euc", text, "sh", *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    done = run(copying.GATHER, str(root / source))
+    stat = root.stat()
+    return (
+        run(copying.PLACE, str(root) + target, f"{stat.st_uid}:{stat.st_gid}", mode)
+        if not done.returncode
+        else done
+    )
+
+
+def test_gathered_files_are_placed_as_docker_does(tmp_path: Path) -> None:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    for name in ("out/a b.txt", "out/.hidden", "out/sub/c"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "out" / "link").symlink_to("a b.txt")
+    (tmp_path / "there" / "sub").mkdir(parents=True)
+    (tmp_path / "there" / "sub" / "kept").touch()
+    # A folder leaves its content, merged into what is there.
+    assert place(tmp_path, "out", "/there").returncode == 0
+    assert (tmp_path / "there" / "a b.txt").read_text() == "out/a b.txt"
+    assert (tmp_path / "there" / ".hidden").exists()
+    assert {path.name for path in (tmp_path / "there" / "sub").iterdir()} == {"c", "kept"}
+    assert (tmp_path / "there" / "link").is_symlink()
+    # A file takes the target's name, or goes into a folder.
+    assert place(tmp_path, "out/a b.txt", "/new/name", "0600").returncode == 0
+    assert (tmp_path / "new" / "name").stat().st_mode & 0o777 == 0o600
+    assert place(tmp_path, "out/a b.txt", "/new/").returncode == 0
+    assert (tmp_path / "new" / "a b.txt").exists()
+    assert place(tmp_path, "out/sub/*", "/many").returncode == 0
+    assert (tmp_path / "many").read_text() == "out/sub/c"
+    # A folder with a single file in it is still a folder.
+    assert place(tmp_path, "out/sub", "/single").returncode == 0
+    assert (tmp_path / "single" / "c").exists()
+    missing = place(tmp_path, "nothing", "/x")
+    assert missing.returncode == 1
+    assert "no such file" in missing.stderr
