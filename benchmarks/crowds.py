@@ -86,11 +86,8 @@ def density() -> Costs:
     new().kill()  # where nobody has asked for anything yet, there is no zygote, and each starts its own
     the_server.until_one_is_ready()
     the_server.until_quiet()
-    alive, available_mib, server_mib = (
-        len(the_server.records()),
-        processes.available_mib(),
-        server_pss_mib(),
-    )
+    alive, available_mib = len(the_server.records()), processes.available_mib()
+    server_mib = server_anonymous_mib()
     with crowd(CROWD) as made:
         for sandbox in made:
             assert sandbox.run_code(INTERPRETER).error is None
@@ -99,7 +96,7 @@ def density() -> Costs:
         more = len(the_server.records()) - alive
         ids = [sandbox.sandbox_id for sandbox in made]
         costs = {"pss": the_server.sandboxes_pss_mib(ids), "available": [fewer_mib / more]}
-        costs["server"] = [(server_pss_mib() - server_mib) / more]
+        costs["server"] = [(server_anonymous_mib() - server_mib) / more]
         costs["cpu"] = [idle_pct([*server_processes(), *the_server.sandboxes_processes(ids)])]
     return costs
 
@@ -109,9 +106,12 @@ def server_processes() -> list[int]:
     return [*the_server.own_processes(), *the_server.zygotes()]
 
 
-def server_pss_mib() -> float:
-    """Memory of these."""
-    return sum(map(processes.pss_mib, server_processes()))
+def server_anonymous_mib() -> float:
+    """Memory of the server's own processes that is no file's.
+
+    Not their shares of it: the launcher's part of a page gets smaller with each sandbox forked from it.
+    """
+    return sum(map(processes.anonymous_mib, the_server.own_processes()))
 
 
 def idle_pct(pids: Sequence[int]) -> float:

@@ -10,9 +10,18 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def pss_mib(pid: int) -> float:
     """Memory of a process, in MiB: its own pages and its part of those it shares; 0 when it has ended."""
+    return _memory_mib(pid, "Pss:")
+
+
+def anonymous_mib(pid: int) -> float:
+    """Memory of a process that is no file's, in MiB, shared or not; 0 when it has ended."""
+    return _memory_mib(pid, "Anonymous:")
+
+
+def _memory_mib(pid: int, field: str) -> float:
     with contextlib.suppress(OSError):
         for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(field):
                 return int(line.split()[1]) / 1024
     return 0.0
 
