@@ -24,8 +24,8 @@ from cloche_server.isolation.base import (
     first_id,
 )
 from cloche_server.isolation.grouped import GroupedDriver
-from cloche_server.isolation.gvisor import launcher, oci_spec, runsc
-from cloche_server.isolation.gvisor.launcher import RunscRequest
+from cloche_server.isolation.gvisor import control, launcher, oci_spec, runsc
+from cloche_server.isolation.gvisor.launcher import ControlRequest, RunscRequest, encode
 from cloche_server.isolation.gvisor.runsc import Runsc
 from cloche_wire.errors import Internal, NotEnoughSpace
 
@@ -35,6 +35,7 @@ _OWN_PIDS = 512
 """Threads of both, and the processes in which the sandbox's programs run."""
 _SAVE_FLAGS = ("--compression=none", "--exclude-committed-zero-pages", "--leave-running")
 _BUNDLE, _FILES, _LOG, _PID = "bundle", "files", "runsc.log", "sandbox.pid"
+_RELEASE, _FROZEN = "runsc.release", "frozen"
 
 
 class GvisorDriver(GroupedDriver):
@@ -101,7 +102,8 @@ class GvisorDriver(GroupedDriver):
             first_id=first_id(spec.slot),
             pid_file=str(pid_file),
         )
-        answer = await self._launcher.ask(request.encode(), [spec.network_namespace])
+        (spec.folder / _RELEASE).write_text(self._known.release)
+        answer = await self._launcher.ask(encode(request), [spec.network_namespace])
         init = identity.identify(answer.pid)
         if init is None:
             raise Internal("it ended at once")
@@ -109,16 +111,19 @@ class GvisorDriver(GroupedDriver):
 
     async def freeze(self, sandbox_id: str, folder: Path) -> None:
         """See `Driver.freeze`."""
-        await self._run(sandbox_id, folder, "pause")
+        if not await self._ask(sandbox_id, folder, "freeze"):
+            await self._run(sandbox_id, folder, "pause")
 
     async def thaw(self, sandbox_id: str, folder: Path) -> None:
         """See `Driver.thaw`."""
-        await self._run(sandbox_id, folder, "resume")
+        if not await self._ask(sandbox_id, folder, "thaw"):
+            await self._run(sandbox_id, folder, "resume")
 
     async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
         """See `Driver.save`."""
         try:
-            await self._run(sandbox_id, folder, "checkpoint", *_SAVE_FLAGS, f"--image-path={image}")
+            if not await self._ask(sandbox_id, folder, "save", image):
+                await self._run(sandbox_id, folder, "checkpoint", *_SAVE_FLAGS, f"--image-path={image}")
         except Internal as error:
             if "no space left" in error.message:
                 raise NotEnoughSpace("no space left for the sandbox's memory") from error
@@ -136,10 +141,35 @@ class GvisorDriver(GroupedDriver):
         with contextlib.suppress(OSError):
             self._root.rmdir()
 
-    def _command(self, folder: Path, *arguments: str) -> list[str]:
+    @property
+    def _known(self) -> Runsc:
         if self._runsc is None:
             raise Internal("the driver is not prepared")
-        return self._runsc.command(self._root, f"--log={folder / _LOG}", *arguments)
+        return self._runsc
+
+    def _command(self, folder: Path, *arguments: str) -> list[str]:
+        return self._known.command(self._root, f"--log={folder / _LOG}", *arguments)
+
+    async def _ask(
+        self, sandbox_id: str, folder: Path, verb: control.Verb, image: Path | None = None
+    ) -> bool:
+        """Have the sandbox's kernel do something; False where it is of a release whose calls are not known.
+
+        That is the release that it was started by, which may not be the one of today.
+
+        Raises:
+            Internal: It fails; the message says why.
+        """
+        try:
+            release = (folder / _RELEASE).read_text()
+        except FileNotFoundError:
+            return False
+        if release not in control.RELEASES:
+            return False
+        path = self._root / f"runsc-{sandbox_id}.sock"
+        request = ControlRequest(verb, str(path), str(folder / _FROZEN), str(image or ""))
+        await self._launcher.ask(encode(request), [])
+        return True
 
     async def _run(self, sandbox_id: str, folder: Path, verb: str, *options: str) -> None:
         """One call of runsc about a sandbox that is there.
@@ -149,4 +179,4 @@ class GvisorDriver(GroupedDriver):
         """
         command = self._command(folder, verb, *options, sandbox_id)
         request = RunscRequest(command, str(folder / _LOG))
-        await self._launcher.ask(request.encode(), [])
+        await self._launcher.ask(encode(request), [])

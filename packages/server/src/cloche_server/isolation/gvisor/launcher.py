@@ -1,4 +1,6 @@
-"""The process that runs runsc: in control groups and mount namespaces that end with what runsc starts.
+"""The process that runs runsc, and that speaks to the kernels which runsc has started.
+
+What runsc starts is in control groups and mount namespaces that end with it.
 
 Started by the driver as `python -I -m cloche_server.isolation.gvisor.launcher FD`; see `launching.server`.
 """
@@ -13,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cloche_server.isolation import mount_points, syscalls
+from cloche_server.isolation.gvisor import control
 from cloche_server.isolation.launching import server
 
 _ID_RANGE = 65_536
@@ -36,9 +39,20 @@ class RunscRequest:
     pid_file: str = ""
     """Where it writes the pid of the sandbox's first process."""
 
-    def encode(self) -> bytes:
-        """One packet."""
-        return json.dumps(asdict(self)).encode()
+
+@dataclass(frozen=True)
+class ControlRequest:
+    """Have the kernel of a sandbox do something; see `control.act`."""
+
+    verb: control.Verb
+    socket: str
+    mark: str
+    image: str = ""
+
+
+def encode(request: RunscRequest | ControlRequest) -> bytes:
+    """One packet."""
+    return json.dumps({type(request).__name__: asdict(request)}).encode()
 
 
 def main() -> None:
@@ -47,7 +61,15 @@ def main() -> None:
 
 
 def _act(packet: bytes, descriptors: list[int]) -> server.Done:
-    request = RunscRequest(**json.loads(packet))
+    ((kind, values),) = json.loads(packet).items()
+    if kind == ControlRequest.__name__:
+        asked = ControlRequest(**values)
+        control.act(asked.verb, asked.socket, Path(asked.mark), asked.image, timeout_s=_TIMEOUT_S)
+        return server.Done()
+    return _run(RunscRequest(**values), descriptors)
+
+
+def _run(request: RunscRequest, descriptors: list[int]) -> server.Done:
     server.enter_groups(request.cgroup_files)
     _make_mounts(request, descriptors)
     log = Path(request.log)

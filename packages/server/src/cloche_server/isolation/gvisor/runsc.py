@@ -24,9 +24,14 @@ class Runsc(NamedTuple):
     version: str
     """As it says itself, such as `20240729.0`: an image of one version is not read by another."""
 
+    @property
+    def release(self) -> str:
+        """The day in it; empty where there is none."""
+        return _release(self.version)
+
     def command(self, root: Path, *arguments: str) -> list[str]:
         """One call, for sandboxes whose state lies in `root`."""
-        since = [flag for release, flag in _FLAGS_SINCE if _release(self.version) >= release]
+        since = [flag for release, flag in _FLAGS_SINCE if self.release >= release]
         return [self.path, *_FLAGS, *since, f"--root={root}", *arguments]
 
 
@@ -58,8 +63,8 @@ def find(tools: Path) -> Runsc:
     found = [Runsc(path, _version(path)) for path in candidates if path and os.access(path, os.X_OK)]
     if not found:
         raise Unavailable("runsc is not installed", hint=_HINT)
-    newest = max(found, key=lambda one: _release(one.version))
-    if _release(newest.version) < MINIMUM:
+    newest = max(found, key=lambda one: one.release)
+    if newest.release < MINIMUM:
         raise Unavailable(f"runsc is older than {MINIMUM}: {newest.version} at {newest.path}", hint=_HINT)
     return newest
 
