@@ -93,6 +93,7 @@ async def test_one_that_was_made_ahead_becomes_the_request_s(node: Node) -> None
         assert (node.network.slots[0], node.network.policies[0]) == (True, policy)
         record = m.find(first.sandbox_id).record
         assert (record.slot, record.request) == (0, request)
+        assert record.runtime_tree == m.tree.path.name  # what is saved of it is restored with that
         assert record in m.journal.read_all()
         await until(lambda: len(ahead.ready(m)) == 2)  # another took its place
         await kill.end_all(m, "killed")

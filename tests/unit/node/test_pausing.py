@@ -4,6 +4,7 @@ import asyncio
 import errno
 from typing import Any
 
+import msgspec
 import pytest
 from tests.unit.node.conftest import Node, request_for
 
@@ -269,6 +270,19 @@ async def test_damaged_image_is_refused_before_anything_is_started(node: Node) -
         assert len(node.driver.specs) == starts
         image.write_bytes(whole)
         await resumed(m)
+
+
+@pytest.mark.parametrize("tree", ["", "gone", "../other", "/"])
+async def test_an_image_that_names_no_runtime_tree_of_this_node_is_refused(node: Node, tree: str) -> None:
+    (node.state / "other").mkdir()
+    async with node.machine() as m:
+        await create.create(m, request_for("a"))
+        live = m.find(A)
+        live.record = msgspec.structs.replace(live.record, runtime_tree=tree)
+        await pause.pause(m, PauseSandbox(A))
+        with pytest.raises(SnapshotUnusable, match="runtime"):
+            await resumed(m)
+        assert list(m.paused) == [A]
 
 
 async def test_no_slot_left_is_told_and_the_sandbox_stays_paused(node: Node) -> None:

@@ -65,8 +65,8 @@ async def from_image(machine: Machine, name: str, *, checked_before: bool = Fals
     image_format = machine.driver.capabilities().image_format
     image, manifest = await machine.images.open(name, image_format, checked_before=checked_before)
     origin = from_template(machine, manifest.build_id)
-    tree = machine.tree.path.with_name(manifest.runtime_tree)
-    if not tree.is_dir():
+    tree = machine.tree.path.parent / manifest.runtime_tree
+    if tree.parent != machine.tree.path.parent or not tree.is_dir():
         raise SnapshotUnusable(f"image {name} needs runtime {manifest.runtime_tree}, which is gone")
     return origin._replace(
         runtime_tree=tree,

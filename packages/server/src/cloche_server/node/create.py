@@ -186,8 +186,15 @@ def _claim(machine: Machine, live: Live, request: CreateSandbox) -> None:
         )
     before = live.record
     live.builder = asyncio.current_task()
+    begins = _record(machine, request, before.slot)
+    # What it is made of stays: nothing of it is made again.
     live.record = msgspec.structs.replace(
-        _record(machine, request, before.slot), init=before.init, state=next_state(before.state, "claimed")
+        before,
+        request=request,
+        state=next_state(before.state, "claimed"),
+        started_at=begins.started_at,
+        end_at=begins.end_at,
+        deadline_boot_s=begins.deadline_boot_s,
     )
 
 
