@@ -44,7 +44,7 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("POST", "/v2/sandboxes", {"templateID": "nope"}),
     ("GET", "/sandboxes/{id}", None),
     ("POST", "/sandboxes/{id}/timeout", {"timeout": 5}),
-    ("POST", "/sandboxes/{id}/timeout", {"timeout": 0}),
+    ("POST", "/sandboxes/{id}/timeout", {"timeout": -1}),
     ("PUT", "/sandboxes/{id}/network", {"denyOut": ["8.8.8.8"]}),
     ("PUT", "/sandboxes/{id}/network", {"denyOut": ["nobody"]}),
     ("POST", "/sandboxes/{id}/refreshes", {}),

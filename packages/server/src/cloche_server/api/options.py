@@ -48,13 +48,13 @@ def check_options(body: NewSandbox, config: Config, *, default_timeout_s: int) -
     )
 
 
-def check_timeout(timeout_s: int, limits: Limits) -> None:
-    """Refuse a life that is no life or too long.
+def check_timeout(timeout_s: int, limits: Limits, *, may_be_over: bool = False) -> None:
+    """Refuse a life that is no life, unless it may be over at once, or too long.
 
     Raises:
         InvalidArgument: Out of range.
     """
-    if timeout_s <= 0:
+    if timeout_s < 0 or (timeout_s == 0 and not may_be_over):
         raise InvalidArgument("Timeout must be greater than 0 seconds")
     if timeout_s > limits.max_timeout_s:
         hours, rest = divmod(limits.max_timeout_s, 3600)

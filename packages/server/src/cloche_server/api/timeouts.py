@@ -31,7 +31,7 @@ class TimeoutEndpoints:
 
     async def set_timeout(self, call: Call, body: shapes.SetTimeoutBody) -> Response:
         """`POST /sandboxes/{id}/timeout`: counted from now, may shorten."""
-        check_timeout(body.timeout, self._limits)
+        check_timeout(body.timeout, self._limits, may_be_over=True)
         record = await running_sandbox(self._control, call)
         await move_end(self._control, record, body.timeout, only_extend=False)
         return Response(status_code=204)
