@@ -31,7 +31,7 @@ integration:    ## Real namespaces, control groups and rules; as root
 compat:         ## The official clients against a live server; as root
 	@$(PYTEST) tests/compat
 official:       ## The official clients' own suites; SUITES=<folder with the public test trees>; as root
-	@tools/official-suites "$(SUITES)"
+	@tools/official-suites "$(SUITES)" $(if $(ISOLATION),--isolation $(ISOLATION))
 security:       ## One file per boundary; as root
 	@$(PYTEST) tests/security
 bench:          ## Measure the running server against its promises

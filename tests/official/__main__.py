@@ -10,7 +10,16 @@ from pathlib import Path
 
 from tests.official import suites, trees
 from tests.official.suites import SUITES, Run, Suite
-from tests.official.verdicts import Expectations, Figures, Verdict, dead, expectations, judge, read
+from tests.official.verdicts import (
+    ISOLATIONS,
+    Expectations,
+    Figures,
+    Verdict,
+    dead,
+    expectations,
+    judge,
+    read,
+)
 from tests.support import capabilities
 from tests.support.server import Server
 
@@ -31,14 +40,14 @@ def main() -> int:
     template = FULL_TEMPLATE if capabilities.missing(FULL_TEMPLATE) is None else DEFAULT_TEMPLATE
     if template == DEFAULT_TEMPLATE:
         print(f"note: no template {FULL_TEMPLATE}: the interpreter's suites run on {DEFAULT_TEMPLATE}")
-    server = Server(scratch / "s", ahead=8).start()  # as it runs by itself
+    server = Server(scratch / "s", isolation=options.isolation, ahead=8).start()  # as it runs by itself
     figures: list[tuple[Suite, Figures]] = []
     problems: list[str] = []
     seen: dict[str, list[Verdict]] = {}
     try:
         for suite in chosen:
             print(f"running {suite.title} ...", flush=True)
-            expected = expectations(suite.data)
+            expected = expectations(suite.data, options.isolation)
             folder = suites.prepare(suite, found, scratch)
             report, log = scratch / f"{suite.name}.xml", scratch / f"{suite.name}.log"
             problem = suites.run(Run(suite, server, folder, expected.skip, report, log, template))
@@ -51,8 +60,8 @@ def main() -> int:
     finally:
         server.stop()
     if not options.only:
-        problems += _dead(seen)
-    for line in _told(figures, problems, markdown=options.markdown):
+        problems += _dead(seen, options.isolation)
+    for line in _told(figures, problems, options):
         print(line)
     print(f"\nreports and logs: {scratch}")
     return 1 if problems or any(counted.unexpected for _, counted in figures) else 0
@@ -62,20 +71,23 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/official-suites")
     parser.add_argument("folder", help="holds the two public repositories")
     names = [suite.name for suite in SUITES]
+    parser.add_argument("--isolation", choices=ISOLATIONS, default="container", help="that of the server")
     parser.add_argument("--only", action="append", choices=names, help="run this suite; may be repeated")
     parser.add_argument("--markdown", action="store_true", help="print what specs/COMPATIBILITY.md shows")
     return parser.parse_args()
 
 
-def _dead(seen: dict[str, list[Verdict]]) -> list[str]:
+def _dead(seen: dict[str, list[Verdict]], isolation: str) -> list[str]:
     return [
         f"suites.toml, {section}: no test fits {pattern}"
         for section, verdicts in seen.items()
-        for pattern in dead(verdicts, expectations(section))
+        for pattern in dead(verdicts, expectations(section, isolation))
     ]
 
 
-def _told(figures: list[tuple[Suite, Figures]], problems: list[str], *, markdown: bool) -> Iterator[str]:
+def _told(
+    figures: list[tuple[Suite, Figures]], problems: list[str], options: argparse.Namespace
+) -> Iterator[str]:
     yield ""
     yield "| suite | live tests | later | cloud | counted | passed | known gaps | unexpected |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -84,10 +96,10 @@ def _told(figures: list[tuple[Suite, Figures]], problems: list[str], *, markdown
         share = f"{counted.passed} ({counted.share:.1f} %)"
         yield f"| {' | '.join(map(str, row))} | {share} | {len(counted.gaps)} | {len(counted.unexpected)} |"
     for suite, counted in figures:
-        expected = expectations(suite.data)
+        expected = expectations(suite.data, options.isolation)
         if counted.gaps:
             yield f"\nKnown gaps of {suite.title}:\n"
-            yield from _gaps(counted, expected, markdown=markdown)
+            yield from _gaps(counted, expected, markdown=options.markdown)
         if counted.unexpected:
             yield f"\nUnexpected in {suite.title}:\n"
             for verdict in counted.unexpected:

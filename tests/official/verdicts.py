@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 DATA = Path(__file__).with_name("suites.toml")
 KINDS = ("mock", "later", "cloud", "gap")
+ISOLATIONS = ("container", "gvisor")
 
 
 class Outcome(Enum):
@@ -72,15 +73,18 @@ class Figures(NamedTuple):
         return 100 * self.passed / self.counted if self.counted else 0.0
 
 
-def expectations(section: str, data: Path = DATA) -> Expectations:
-    """Read one section of suites.toml.
+def expectations(section: str, isolation: str, data: Path = DATA) -> Expectations:
+    """Read one section of suites.toml, as it is for a server of this isolation.
 
     Raises:
         KeyError: No such section.
     """
     table = tomllib.loads(data.read_text())[section]
     known = [
-        Known(kind, pattern, reason) for kind in KINDS for pattern, reason in table.get(kind, {}).items()
+        Known(kind, pattern, reason)
+        for holds in (table.get(isolation, {}), table)
+        for kind in KINDS
+        for pattern, reason in holds.get(kind, {}).items()
     ]
     return Expectations(tuple(table.get("skip", ())), tuple(known))
 

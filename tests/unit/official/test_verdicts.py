@@ -7,6 +7,8 @@ import pytest
 from tests.official.suites import SUITES
 from tests.official.verdicts import (
     DATA,
+    ISOLATIONS,
+    KINDS,
     Expectations,
     Known,
     Outcome,
@@ -84,11 +86,25 @@ def test_reports_of_pytest_and_vitest_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("section", sorted({suite.data for suite in SUITES}))
 def test_each_section_has_reasons_and_known_kinds_only(section: str) -> None:
     table = tomllib.loads(DATA.read_text())[section]
-    assert table.keys() <= {"skip", "mock", "later", "cloud", "gap"}
-    assert all(known.reason for known in expectations(section).known)
+    assert table.keys() <= {"skip", *KINDS, *ISOLATIONS}
+    for isolation in ISOLATIONS:
+        assert table.get(isolation, {}).keys() <= set(KINDS)
+        assert all(known.reason for known in expectations(section, isolation).known)
+
+
+def test_what_holds_for_one_isolation_comes_before_what_holds_for_all(tmp_path: Path) -> None:
+    data = tmp_path / "suites.toml"
+    data.write_text('[x.gap]\n"a::*" = "not yet"\n[x.container.later]\n"a::pause" = "pausing"\n')
+    kinds = {name: expectations("x", name, data).of("a::pause") for name in ISOLATIONS}
+    assert [known.kind for known in kinds.values() if known] == ["later", "gap"]
 
 
 def test_the_page_names_every_gap() -> None:
     page = (ROOT / "specs" / "COMPATIBILITY.md").read_text()
-    gaps = [known for suite in SUITES for known in expectations(suite.data).known if known.kind == "gap"]
-    assert not [known.pattern for known in gaps if known.pattern not in page]
+    known = [
+        known
+        for suite in SUITES
+        for isolation in ISOLATIONS
+        for known in expectations(suite.data, isolation).known
+    ]
+    assert not [one.pattern for one in known if one.kind == "gap" and one.pattern not in page]
