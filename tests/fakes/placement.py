@@ -73,6 +73,8 @@ class FakePlacement:
         self.paused: list[PauseSandbox] = []
         self.resumed: list[ResumeSandbox] = []
         self.snapshots: dict[str, TakeSnapshot] = {}
+        self.taken: list[TakeSnapshot] = []
+        """All that ever were."""
         self.act_gate: anyio.Event | None = None
         """`pause`, `resume` and `snapshot` wait for it before they do anything."""
         self.act_asked = anyio.Event()
@@ -167,6 +169,7 @@ class FakePlacement:
         await self._enter(self.fails_pause)
         self._find(order.sandbox_id, "running")
         self.snapshots[order.snapshot_id] = order
+        self.taken.append(order)
         self._leave()
         return SnapshotTaken(order.snapshot_id, 4096, 100)
 

@@ -16,7 +16,7 @@ from cloche_server import link
 from cloche_server.ids import new_access_token
 from cloche_server.isolation import syscalls
 from cloche_server.node import messages
-from cloche_wire.errors import NotEnoughSpace, SnapshotUnusable, Unavailable
+from cloche_wire.errors import NotEnoughSpace, SnapshotNotFound, SnapshotUnusable, Unavailable
 
 pytestmark = [pytest.mark.anyio, NEEDS_A_NODE, NEEDS_GVISOR]
 
@@ -201,6 +201,21 @@ async def test_damaged_image_is_refused_and_a_mended_one_resumes(gvisor_node: No
     _flip(path)
     await inside.resume()
     assert await inside.run("print(x)") == "41"
+
+
+async def test_copy_for_now_is_gone_when_the_node_was_killed(gvisor_node: NodeProcess) -> None:
+    source = await started(gvisor_node)
+    await source.run("x = 41")
+    order = messages.TakeSnapshot(source.sandbox_id, "s1", for_now=True)
+    await gvisor_node.call("snapshot", order, messages.SnapshotTaken)
+    copy = await started(gvisor_node, snapshot_id="s1")
+    assert await copy.run("print(x)") == "41"
+    gvisor_node.kill()
+    gvisor_node.start()
+    assert not [path for path in (gvisor_node.state / "images").iterdir() if "s1" in path.name]
+    assert (await source.run("print(x)"), await copy.run("print(x)")) == ("41", "41")
+    with pytest.raises(SnapshotNotFound):
+        await started(gvisor_node, snapshot_id="s1")
 
 
 @pytest.mark.nightly

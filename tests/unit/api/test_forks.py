@@ -9,7 +9,7 @@ from tests.fakes.placement import FakePlacement
 from cloche_server.api import forks
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.reconcile import reconcile
-from cloche_server.node.messages import CreateSandbox, SandboxState
+from cloche_server.node.messages import CreateSandbox, SandboxState, TakeSnapshot
 from cloche_wire.errors import Internal, NotEnoughSpace, Unavailable
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,8 @@ async def test_there_are_as_many_as_were_asked_for_all_of_one_copy(
     ids = {result["sandbox"]["sandboxID"] for result in results}
     assert ids == placement.alive.keys() - {parent}
     assert len({result["sandbox"]["envdAccessToken"] for result in results}) == 4
-    assert len({order.snapshot_id for order in placement.created[1:]}) == 1
+    (snapshot_id,) = {order.snapshot_id for order in placement.created[1:]}
+    assert placement.taken == [TakeSnapshot(parent, snapshot_id or "", for_now=True)]
     assert {order.timeout_s for order in placement.created[1:]} == {60}
     found = (await client.get("/v2/sandboxes")).json()
     assert {one["sandboxID"] for one in found if one.get("parentSandboxID") == parent} == ids

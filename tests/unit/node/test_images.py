@@ -135,3 +135,34 @@ async def test_those_who_ask_at_the_same_time_have_it_read_once(
     assert sorted(read) == ["checkpoint.img", "pages.img"]
     await images.open("a-1", FORMAT)
     assert len(read) == 4, "who asks later has it read again"
+
+
+async def test_what_is_kept_for_now_is_neither_synced_nor_read_and_ends_with_the_process(
+    images: Images, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def never(path: Path) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(images_module, "sync", never)
+    monkeypatch.setattr(images_module, "_sum", never)
+    begun = images.begin("a-1")
+    (begun / "pages.img").write_bytes(b"memory")
+    assert images.keep("a-1", MANIFEST).size_bytes == len(b"memory")
+    assert "a-1" in images
+    path, manifest = await images.open("a-1", FORMAT)
+    assert ((path / "pages.img").read_bytes(), manifest.access_token) == (b"memory", "token")
+    after_a_crash = Images(tmp_path / "images", discard)
+    assert "a-1" not in after_a_crash
+    with pytest.raises(SnapshotNotFound):
+        await after_a_crash.open("a-1", FORMAT)
+    assert after_a_crash.remove_unfinished() == 1
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+async def test_what_was_kept_for_now_can_be_removed(images: Images, tmp_path: Path) -> None:
+    images.begin("a-1")
+    images.keep("a-1", MANIFEST)
+    images.remove("a-1")
+    images.remove("a-1")
+    assert "a-1" not in images
+    assert list((tmp_path / "images").iterdir()) == []

@@ -377,12 +377,13 @@ async def test_traffic_wakes_only_what_may_be_woken(node: Node) -> None:
 # --- copies
 
 
+@pytest.mark.parametrize("for_now", [False, True])
 async def test_sandboxes_of_a_snapshot_have_tokens_of_their_own_and_the_source_runs_on(
-    node: Node, told: list[tuple[str, AgentInit]]
+    node: Node, told: list[tuple[str, AgentInit]], for_now: bool
 ) -> None:
     async with node.machine() as m:
         await create.create(m, request_for("a", env={"FROM": "the source"}))
-        taken = await snapshots.take(m, TakeSnapshot(A, "s1"))
+        taken = await snapshots.take(m, TakeSnapshot(A, "s1", for_now=for_now))
         assert taken.bytes_on_disk == len(f"memory of {A}")
         assert node.driver.frozen == set()
         for letter in "bc":
@@ -394,6 +395,7 @@ async def test_sandboxes_of_a_snapshot_have_tokens_of_their_own_and_the_source_r
         await snapshots.remove(m, RemoveSnapshot("s1"))
         with pytest.raises(SnapshotNotFound):
             await create.create(m, request_for("d", snapshot_id="s1"))
+        assert "images" not in node.remains()
 
 
 async def test_files_of_a_snapshot_without_memory_come_without_processes(

@@ -28,7 +28,7 @@ from cloche_server.store.sandboxes import SandboxRecord
 from cloche_wire.errors import ClocheError, Conflict, InvalidArgument
 
 MAX_FORKS = 100
-FORKS_AT_ONCE = 4
+FORKS_AT_ONCE = 6
 """More would only wait for each other on the machine's cores, and keep other creates waiting."""
 
 log = structlog.get_logger()

@@ -153,7 +153,7 @@ async def take_snapshot(control: ControlPlane, record: SandboxRecord, snapshot: 
     """
     await control.store.snapshots.reserve(snapshot)
     try:
-        order = TakeSnapshot(record.id, snapshot.id, snapshot.has_memory)
+        order = TakeSnapshot(record.id, snapshot.id, snapshot.has_memory, snapshot.is_temporary)
         taken = await control.placement.snapshot(order)
         await control.store.snapshots.mark_ready(snapshot, taken.bytes_on_disk, control.clock.now())
     except BaseException as error:

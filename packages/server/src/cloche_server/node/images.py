@@ -3,9 +3,10 @@
     STATE/images/<name>/            complete, and synced: it got its name last
         checkpoint.img, ...         as the driver wrote them
         manifest                    a line with the SHA-256 of the rest, then JSON (`Manifest`)
-    STATE/images/<name>.new/        being written; nobody's after a crash
+    STATE/images/<name>.new/        being written, or of use to this process only; nobody's after a crash
 
-Reading one checks every byte, so that a damaged one is refused by name before anything is started of it.
+Reading one checks every byte, so that a damaged one is refused by name before anything is started of it. What
+this process has kept for a moment is not checked: it never leaves the machine's memory unless that is short.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Images:
         self._discard = discard
         self._checked: dict[str, Manifest] = {}
         self._being_checked: dict[str, asyncio.Future[Manifest]] = {}
+        self._kept: dict[str, Manifest] = {}
+        """Those that end with this process."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def begin(self, name: str) -> Path:
@@ -90,15 +93,32 @@ class Images:
         """
         return await threads.in_thread(self._commit, name, manifest)
 
+    def keep(self, name: str, manifest: Manifest) -> Manifest:
+        """Have what was begun be there until it is removed or this process ends, and not survive that.
+
+        Neither synced nor hashed, which takes 100 ms and more: for copies that are made at once.
+
+        Raises:
+            OSError: The disk is broken; it is still only begun.
+        """
+        begun = self._folder / f"{name}{_UNFINISHED}"
+        sizes = {path.name: FileSum(path.stat().st_size, "") for path in begun.iterdir()}
+        manifest = self._kept[name] = msgspec.structs.replace(manifest, files=sizes)
+        return manifest
+
     async def open(
         self, name: str, image_format: str, *, checked_before: bool = False
     ) -> tuple[Path, Manifest]:
         """Return the folder of one and its manifest, every byte checked: now, or once by this process.
 
+        One that is only kept is as this process has written it, and not checked.
+
         Raises:
             SnapshotNotFound: There is none of that name.
             SnapshotUnusable: It is damaged, or of another format; the message names it.
         """
+        if (kept := self._kept.get(name)) is not None:
+            return self._folder / f"{name}{_UNFINISHED}", kept
         manifest = self._checked.get(name) if checked_before else None
         if manifest is None:
             manifest = self._checked[name] = await self._check_once(name, image_format)
@@ -107,10 +127,12 @@ class Images:
     def remove(self, name: str) -> None:
         """Remove one. Idempotent."""
         self._checked.pop(name, None)
+        if self._kept.pop(name, None) is not None:
+            self.abandon(name)
         self._discard(self._folder / name)
 
     def __contains__(self, name: str) -> bool:
-        return (self._folder / name / _MANIFEST).exists()
+        return name in self._kept or (self._folder / name / _MANIFEST).exists()
 
     def names(self) -> set[str]:
         """All that have their name, complete or not."""

@@ -147,10 +147,12 @@ class TakeSnapshot(msgspec.Struct, frozen=True):
     sandbox_id: str
     snapshot_id: str
     memory: bool = True
+    for_now: bool = False
+    """Whether it is of no use once the node has ended; it is not synced to disk then."""
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True):
-    """A copy that is safe on disk."""
+    """A copy that is safe on disk, or there for now."""
 
     snapshot_id: str
     bytes_on_disk: int

@@ -119,8 +119,12 @@ class Saved(NamedTuple):
     """How long the sandbox did, if it goes on."""
 
 
-async def save(machine: Machine, live: Live, name: str, *, with_memory: bool, thaws: bool) -> Saved:
+async def save(
+    machine: Machine, live: Live, name: str, *, with_memory: bool, thaws: bool, for_now: bool = False
+) -> Saved:
     """Make an image of a sandbox that runs; it stands still meanwhile, and after it unless `thaws`.
+
+    One `for_now` ends with this process at the latest.
 
     One without memory has it all the same, and who goes on from it ends the processes: ended now, they would
     be lost where the image then fails.
@@ -154,6 +158,8 @@ async def save(machine: Machine, live: Live, name: str, *, with_memory: bool, th
             with_memory,
             live.record.request.env,
         )
+        if for_now:
+            return Saved(machine.images.keep(name, manifest), stood_still_s)
         return Saved(await machine.images.commit(name, manifest), stood_still_s)
     except BaseException:
         machine.images.abandon(name)

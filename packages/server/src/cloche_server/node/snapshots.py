@@ -48,7 +48,9 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
         live = machine.find(request.sandbox_id)
         began_s = machine.clock.boot_s()
         try:
-            saved = await pause.save(machine, live, name, with_memory=request.memory, thaws=True)
+            saved = await pause.save(
+                machine, live, name, with_memory=request.memory, thaws=True, for_now=request.for_now
+            )
         except OSError as error:
             raise NotEnoughSpace("no space left for a snapshot") from error
         took_ms = round(1000 * (machine.clock.boot_s() - began_s))
