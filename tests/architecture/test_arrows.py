@@ -21,6 +21,7 @@ LEAVES = {
     "disk_space",
     "domain_names",
     "mount_paths",
+    "isolation_choice",
 }
 ROOMS = {"api", "store", "placement", "node", "isolation", "templates", "edge", "egress", "volumes", "cli"}
 

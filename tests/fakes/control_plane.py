@@ -25,7 +25,7 @@ def write_template(config: Config, **changes: object) -> None:
         "recipe_hash": "00",
     } | changes
     folder = config.templates_dir / str(manifest["build_id"])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -38,6 +38,7 @@ DETAIL = {
     "envdVersion": "0.6.13",
     "metadata": {"a": "b"},
     "domain": None,
+    "isolation": "gvisor",
 }
 GONE = {"sandboxId": "iabc", "message": "The sandbox was not found", "code": 502}
 

@@ -26,7 +26,7 @@ def placement(clock: FakeClock) -> FakePlacement:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    made = Config(state=str(tmp_path), limits=Limits(max_sandboxes=5))
+    made = Config(state=str(tmp_path), isolation="fake", limits=Limits(max_sandboxes=5))
     write_template(made)
     return made
 

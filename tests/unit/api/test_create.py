@@ -2,8 +2,16 @@
 
 import anyio
 import httpx
+import msgspec
 import pytest
-from tests.fakes.control_plane import TEMPLATE_ID, assert_problem, create
+from tests.fakes.control_plane import (
+    TEMPLATE_ID,
+    assert_problem,
+    client_of,
+    create,
+    make_key,
+    write_template,
+)
 from tests.fakes.placement import FakePlacement
 
 from cloche_server.api.control import ControlPlane
@@ -28,6 +36,7 @@ async def test_the_answer_has_what_a_client_needs_to_connect(
         "envdAccessToken": order.access_token,
         "trafficAccessToken": None,
         "domain": "cloche.localhost:3000",
+        "isolation": "fake",
     }
     assert order.access_token
 
@@ -178,3 +187,49 @@ async def test_a_sandbox_that_dies_while_it_is_made_is_an_error(
         placement.gate.set()
     assert_problem(answers[0], 503, "ended")
     assert not placement.alive
+
+
+# --- isolation --------------------
+
+
+async def test_the_isolation_that_is_asked_for_is_ordered(
+    client: httpx.AsyncClient, placement: FakePlacement
+) -> None:
+    await create(client)
+    await create(client, isolation="gvisor")
+    await create(client, isolation=None)
+    assert [order.isolation for order in placement.created] == ["fake", "gvisor", "fake"]
+
+
+async def test_a_weaker_or_unknown_isolation_is_refused_before_a_node_is_asked(
+    control: ControlPlane, placement: FakePlacement
+) -> None:
+    strict = control._replace(config=msgspec.structs.replace(control.config, isolation="gvisor"))
+    async with client_of(strict, make_key(control, "default")) as client:
+        for isolation, status in (("container", 403), ("microvm", 400), ("", 201), ("gvisor", 201)):
+            body = {"templateID": "base", "isolation": isolation}
+            answer = await client.post("/v2/sandboxes", json=body)
+            assert answer.status_code == status, answer.text
+        assert (await client.get("/templates")).json()[0]["isolation"] == "gvisor"
+    assert [order.isolation for order in placement.created] == ["gvisor", "gvisor"]
+
+
+async def test_the_operator_s_list_permits_a_weaker_one(
+    control: ControlPlane, placement: FakePlacement
+) -> None:
+    config = msgspec.structs.replace(control.config, isolation="gvisor", allow_isolation=("container",))
+    async with client_of(control._replace(config=config), make_key(control, "default")) as client:
+        await create(client, isolation="container")
+    assert placement.created[0].isolation == "container"
+
+
+async def test_a_template_s_isolation_is_shown_and_taken(
+    control: ControlPlane, client: httpx.AsyncClient, placement: FakePlacement
+) -> None:
+    write_template(control.config, isolation="gvisor")
+    await control.templates.scan()
+    assert (await client.get("/templates/base")).json()["isolation"] == "gvisor"
+    await create(client)
+    assert placement.created[0].isolation == "gvisor"
+    answer = await client.post("/v2/sandboxes", json={"templateID": "base", "isolation": "container"})
+    assert_problem(answer, 403, "weaker than 'gvisor'")

@@ -18,11 +18,17 @@ pytestmark = pytest.mark.anyio
 BODY: dict[str, Any] = {"templateID": "base"}
 
 
+def kind_of(offer: SandboxReady) -> tuple[str, str, int, int, str]:
+    return offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib, offer.isolation
+
+
 @pytest.fixture
 async def offer(control: ControlPlane, placement: FakePlacement, client: httpx.AsyncClient) -> SandboxReady:
     await client.post("/v2/sandboxes", json=BODY)
     order = placement.created.pop()
-    made = SandboxReady("iready", order.team_id, order.build_id, order.cpu_count, order.memory_mib)
+    made = SandboxReady(
+        "iready", order.team_id, order.build_id, order.cpu_count, order.memory_mib, order.isolation
+    )
     placement.ready.add(made)
     return made
 
@@ -53,14 +59,12 @@ async def test_a_create_that_is_a_retry_or_is_refused_puts_it_back(
 ) -> None:
     key = {"Idempotency-Key": "k"}
     taken = (await client.post("/v2/sandboxes", json=BODY, headers=key)).json()["sandboxID"]
-    second = SandboxReady("isecond", offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib)
+    second = SandboxReady("isecond", *kind_of(offer))
     placement.ready.add(second)
     assert (await client.post("/v2/sandboxes", json=BODY, headers=key)).json()["sandboxID"] == taken
     refused = await client.post("/v2/sandboxes", json=BODY | {"timeout": 5}, headers=key)
     assert refused.status_code == 409
-    assert (
-        placement.ready.take(second.team_id, second.build_id, second.cpu_count, second.memory_mib) == second
-    )
+    assert placement.ready.take(*kind_of(second)) == second
 
 
 async def test_one_that_failed_is_not_offered_again(
@@ -68,7 +72,7 @@ async def test_one_that_failed_is_not_offered_again(
 ) -> None:
     placement.fails = Unavailable("the node is away")
     assert (await client.post("/v2/sandboxes", json=BODY)).status_code == 503
-    assert placement.ready.take(offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib) is None
+    assert placement.ready.take(*kind_of(offer)) is None
 
 
 async def test_one_that_its_node_did_not_give_away_is_offered_again(
@@ -76,7 +80,7 @@ async def test_one_that_its_node_did_not_give_away_is_offered_again(
 ) -> None:
     placement.fails = ResourceExhausted("as many as there may be")
     assert (await client.post("/v2/sandboxes", json=BODY)).status_code == 429
-    assert placement.ready.take(offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib) == offer
+    assert placement.ready.take(*kind_of(offer)) == offer
 
 
 async def test_one_that_was_given_away_beyond_the_limit_is_ended_and_not_offered_again(
@@ -89,7 +93,7 @@ async def test_one_that_was_given_away_beyond_the_limit_is_ended_and_not_offered
     assert (await client.post("/v2/sandboxes", json=BODY)).status_code == 429
     assert placement.killed == [(offer.sandbox_id, "failed")]
     assert offer.sandbox_id not in await control.store.liveness.alive()
-    assert placement.ready.take(offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib) is None
+    assert placement.ready.take(*kind_of(offer)) is None
 
 
 @asynccontextmanager

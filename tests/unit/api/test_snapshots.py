@@ -84,7 +84,7 @@ async def test_what_was_made_ahead_is_not_taken_for_it(
     made = await create(client)
     snapshot = await take(client, made)
     first = placement.created[0]
-    placement.ready.add(SandboxReady("iready", first.team_id, first.build_id, 2, 2048))
+    placement.ready.add(SandboxReady("iready", first.team_id, first.build_id, 2, 2048, first.isolation))
     assert await create(client, templateID=snapshot) != "iready"
     assert await create(client) == "iready"
 

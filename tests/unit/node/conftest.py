@@ -11,15 +11,16 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from cloche_server.config import Ahead, Config
 from cloche_server.config import Volumes as VolumeSettings
-from cloche_server.isolation.base import Capabilities, ProcessIdentity, SandboxSpec, Usage
+from cloche_server.isolation.base import Capabilities, ProcessIdentity, Program, SandboxSpec, Usage
 from cloche_server.node import assemble
 from cloche_server.node.demand import Demand
+from cloche_server.node.drivers import Drivers
 from cloche_server.node.families import Families
 from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
@@ -28,7 +29,7 @@ from cloche_server.node.messages import CreateSandbox, EgressPolicy
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, Slots
 from cloche_server.node.volumes import Volumes
-from cloche_wire.errors import Internal
+from cloche_wire.errors import Internal, Unavailable
 
 BUILD_ID = "11111111-2222-4333-8444-555555555555"
 
@@ -97,6 +98,8 @@ class RememberingDriver:
         self.ended: dict[int, asyncio.Event] = {}
         self.able = Capabilities(name="remembering", shares_host_kernel=True)
         self.frozen: set[str] = set()
+        self.lacks = ""
+        self.prepared = 0
         self.save_failures: list[BaseException] = []
         self._servers: dict[str, asyncio.Server] = {}
 
@@ -117,8 +120,10 @@ class RememberingDriver:
         if self.save_failures:
             raise self.save_failures.pop(0)
 
-    def prepare(self) -> None:
-        return
+    def prepare(self, program: Program | None = None) -> None:
+        if self.lacks:
+            raise Unavailable(self.lacks, hint="install it")
+        self.prepared += 1
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         self.specs.append(spec)
@@ -187,6 +192,8 @@ class Node:
     clock: TurnedClock = field(default_factory=TurnedClock)
     network: RememberingNetwork = field(default_factory=RememberingNetwork)
     driver: RememberingDriver = field(default_factory=RememberingDriver)
+    others: list[RememberingDriver] = field(default_factory=list[RememberingDriver])
+    allow_isolation: tuple[Literal["container", "gvisor"], ...] = ()
     limit: int = 10
 
     @contextlib.asynccontextmanager
@@ -198,9 +205,9 @@ class Node:
                 slots = Slots(self.limit)
                 trash = InstantTrash(self.state / "trash")
                 machine = Machine(
-                    config=Config(state=str(self.state)),
+                    config=Config(state=str(self.state), allow_isolation=self.allow_isolation),
                     clock=self.clock,
-                    driver=self.driver,
+                    drivers=Drivers(self.driver.able.name, [self.driver, *self.others]),
                     block=Block(0, -1),
                     slots=slots,
                     families=Families(slots),
@@ -217,8 +224,9 @@ class Node:
                 yield machine
                 if dies:
                     raise asyncio.CancelledError
-                for sandbox_id in list(self.driver.running):
-                    self.driver.exit(sandbox_id)
+                for driver in (self.driver, *self.others):
+                    for sandbox_id in list(driver.running):
+                        driver.exit(sandbox_id)
         except asyncio.CancelledError:
             if not dies:
                 raise
@@ -233,7 +241,7 @@ class Node:
     def remains(self) -> dict[str, Any]:
         """All that is left of sandboxes, by kind; empty when nothing is."""
         found = {
-            "running": set(self.driver.running),
+            "running": {name for driver in (self.driver, *self.others) for name in driver.running},
             "networks": set(self.network.slots),
             "folders": {path.name for path in self.state.glob("sandboxes/*")},
             "sockets": {path.name for path in self.state.glob("run/agents/*")},
@@ -264,5 +272,6 @@ def request_for(letter: str = "a", **changes: Any) -> CreateSandbox:
         "build_id": BUILD_ID,
         "timeout_s": 60,
         "access_token": "token",
+        "isolation": "remembering",
     }
     return CreateSandbox(**(fields | changes))

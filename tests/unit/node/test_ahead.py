@@ -16,7 +16,7 @@ from cloche_server.node.messages import EgressPolicy, SandboxReady, VolumeMount
 from cloche_wire.errors import Internal, InvalidArgument, ResourceExhausted
 
 pytestmark = pytest.mark.anyio
-SMALL, LARGE = Need("t", "a", 2, 512), Need("t", "a", 2, 1024)
+SMALL, LARGE = Need("t", "a", 2, 512, "remembering"), Need("t", "a", 2, 1024, "remembering")
 
 
 def test_as_many_are_wanted_as_were_asked_for_lately_within_limits() -> None:

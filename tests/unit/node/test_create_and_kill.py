@@ -382,7 +382,7 @@ def _removal_without_threads(m: machine.Machine) -> Any:
     import os
 
     async def remove(_: machine.Machine, live: machine.Live, **__: bool) -> None:
-        await m.driver.destroy(live.record.request.sandbox_id, Path(), None)
+        await m.driver(live.record).destroy(live.record.request.sandbox_id, Path(), None)
         assert live.network_namespace is not None
         os.close(live.network_namespace)
         live.network_namespace = None

@@ -68,7 +68,9 @@ class PlayedNode:
                 self.asked.append(msgspec.json.decode(params, type=RemoveSnapshot))
                 return Answer({})
             case "watch":
-                return Answer([SandboxReady("ione", "team", "build", 2, 2048)], events=self._events())
+                return Answer(
+                    [SandboxReady("ione", "team", "build", 2, 2048, "container")], events=self._events()
+                )
             case _:
                 return Answer([STATE])
 
@@ -79,7 +81,7 @@ class PlayedNode:
         return Answer({})
 
     async def _events(self) -> AsyncIterator[Event]:
-        yield Event("ready", SandboxReady("itwo", "team", "build", 2, 2048))
+        yield Event("ready", SandboxReady("itwo", "team", "build", 2, 2048, "container"))
         yield Event("unready", SandboxUnready("ione"))
         yield Event("paused", PAUSED)
         yield Event("resumed", STATE)
@@ -152,11 +154,11 @@ async def test_a_watch_keeps_the_board_of_what_is_ready_until_the_link_is_lost(
     async with aclosing(placement.watch()) as events:
         assert await anext(events) == LinkUp()
         assert await anext(events) == PAUSED  # of after the two that changed the board
-        offer = placement.ready.take("team", "build", 2, 2048)
+        offer = placement.ready.take("team", "build", 2, 2048, "container")
         assert offer is not None
         assert offer.sandbox_id == "itwo"
         placement.ready.add(offer)
-    assert placement.ready.take("team", "build", 2, 2048) is None
+    assert placement.ready.take("team", "build", 2, 2048, "container") is None
 
 
 async def test_a_node_that_is_not_there_is_unavailable(

@@ -75,7 +75,11 @@ def test_a_database_of_the_version_before_is_brought_up_with_its_rows(store: Sto
         )
         for table in ("pauses", "snapshots"):
             connection.execute(text(f"DROP TABLE {table}"))
-        for table, column in [("events", "run"), *(("sandboxes", name) for name in NEW_OF_SANDBOXES)]:
+        for table, column in [
+            ("templates", "isolation"),
+            ("events", "run"),
+            *(("sandboxes", name) for name in NEW_OF_SANDBOXES),
+        ]:
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
 

@@ -209,6 +209,7 @@ def read_info(data: Any) -> SandboxInfo:  # noqa: ANN401 - decoded JSON
         envd_version=fields["envdVersion"],
         sandbox_domain=fields.get("domain"),
         allow_internet_access=fields.get("allowInternetAccess"),
+        isolation=fields.get("isolation") or "",
     )
 
 

@@ -70,6 +70,8 @@ class SandboxInfo:
         end_at: When its time will be over.
         memory_mb: Memory limit in MiB.
         envd_version: Version of the daemon's interface that the sandbox speaks.
+        isolation: What separates it from the server's machine: `container` or `gvisor`; empty where a server
+            does not say.
     """
 
     sandbox_id: str
@@ -84,6 +86,7 @@ class SandboxInfo:
     envd_version: str
     sandbox_domain: str | None = None
     allow_internet_access: bool | None = None
+    isolation: str = ""
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - the fields have no common type
         attribute = _WIRE_NAMES.get(name, name)

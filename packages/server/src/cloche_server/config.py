@@ -135,7 +135,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domain: str = ""
     """Domain of `{port}-{id}.{domain}`; empty: `cloche.localhost:{port}`."""
     isolation: Isolation = "auto"
-    """Driver of new sandboxes; `auto` is settled when the server first starts."""
+    """Driver of new sandboxes that ask for none; `auto` is settled when the server first starts."""
+    allow_isolation: tuple[Literal["container", "gvisor"], ...] = ()
+    """Drivers that creates and templates may ask for although they are weaker than `isolation`; stronger ones
+    they may always ask for."""
     templates: str = ""
     """Folder of finished templates; empty: `STATE/templates`."""
     limits: Limits = Limits()

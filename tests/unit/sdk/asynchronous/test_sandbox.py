@@ -27,7 +27,9 @@ pytestmark = pytest.mark.anyio
 
 async def test_create_sends_the_key_and_what_was_asked_for(server: SandboxServer) -> None:
     server.on("POST /v2/sandboxes", httpx.Response(201, json=RECORD))
-    sandbox = await AsyncSandbox.create("base", 30, {"m": "1"}, {"E": "2"}, allow_internet_access=False)
+    sandbox = await AsyncSandbox.create(
+        "base", 30, {"m": "1"}, {"E": "2"}, allow_internet_access=False, isolation="gvisor"
+    )
     (request,) = server.requests
     assert request.headers["x-api-key"] == "e2b_key"
     assert request.headers["idempotency-key"]
@@ -37,6 +39,7 @@ async def test_create_sends_the_key_and_what_was_asked_for(server: SandboxServer
         "metadata": {"m": "1"},
         "envVars": {"E": "2"},
         "allow_internet_access": False,
+        "isolation": "gvisor",
     }
     assert sandbox.sandbox_id == "iabc"
     assert sandbox.get_host(8000) == "8000-iabc.cloche.localhost:3000"
@@ -134,6 +137,7 @@ async def test_info_is_read_by_attribute_and_by_wire_name(
     assert info["sandboxId"] == info.sandbox_id == "iabc"
     assert info["startedAt"] == datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
     assert info["endAt"] == info.end_at
+    assert info["isolation"] == info.isolation == "gvisor"
     assert (info.name, info.state, info.metadata) == ("code-interpreter-v1", SandboxState.RUNNING, {"a": "b"})
     with pytest.raises(KeyError):
         _ = info["nothing"]

@@ -104,6 +104,7 @@ class AsyncSandbox(AsyncCodeInterpreter):
         volume_mounts: Mapping[str, AsyncVolume | str] | None = None,
         on_timeout: Literal["kill", "pause"] = "kill",
         auto_resume: bool = False,
+        isolation: str | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> Self:
         """Create a sandbox; when this returns it takes commands and code.
@@ -118,11 +119,14 @@ class AsyncSandbox(AsyncCodeInterpreter):
             volume_mounts: Volumes, or their names, by the absolute paths where they are shown.
             on_timeout: What becomes of it when its time is over.
             auto_resume: Whether a request for it has it run again when it is paused.
+            isolation: `gvisor` gives it a kernel of its own; None for what the template and the server say.
             options: Where the server is and who asks.
 
         Raises:
             TemplateNotFound: There is no such template, or no such volume.
-            InvalidArgument: A value is out of range, or the server's isolation cannot do that.
+            InvalidArgument: A value is out of range, its isolation cannot do that, or the server's machine
+                lacks it.
+            PermissionDenied: The isolation is weaker than the server permits.
             Unauthenticated: No key, or a wrong one.
             ResourceExhausted: The limit of sandboxes is reached.
             Unavailable: The server cannot be reached.
@@ -135,6 +139,8 @@ class AsyncSandbox(AsyncCodeInterpreter):
             names = {path: at if isinstance(at, str) else at.name for path, at in volume_mounts.items()}
             body["volumeMounts"] = _volume_requests.mounts_body(names)
         body |= _requests.lifecycle_body(on_timeout, auto_resume)
+        if isolation is not None:
+            body["isolation"] = isolation
         return cls.of(client, await new_sandbox(client, body, idempotency_key))
 
     async def _connect_self(self, timeout: int | None = None, **options: Unpack[ConnectionOptions]) -> Self:

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 
 def order_of(
-    record: SandboxRecord, egress: Egress, *, timeout_s: int, mounts: tuple[VolumeMount, ...]
+    record: SandboxRecord, egress: Egress, *, isolation: str, timeout_s: int, mounts: tuple[VolumeMount, ...]
 ) -> CreateSandbox:
     """Return what a node is to make of a row, without what no row keeps: `env`, the snapshot of a fork."""
     return CreateSandbox(
@@ -46,6 +46,7 @@ def order_of(
         pause_memory=record.timeout_pause_mode == "full",
         auto_resume=record.lifecycle.get("autoResume", False),
         snapshot_id=record.snapshot_id,
+        isolation=isolation,
     )
 
 

@@ -80,7 +80,7 @@ class ForkEndpoints:
         egress = egress_of(parent.network, exceptions, allow_internet=parent.allow_internet)
         wished = msgspec.convert(parent.volume_mounts, list[shapes.VolumeMount])
         mounts = await resolve_mounts(self._control, parent.team_id, wished)
-        return order_of(parent, egress, timeout_s=timeout_s, mounts=mounts)
+        return order_of(parent, egress, isolation=parent.isolation, timeout_s=timeout_s, mounts=mounts)
 
     async def _make_all(self, parent: SandboxRecord, order: CreateSandbox, count: int) -> list[ForkResult]:
         results: list[ForkResult] = []

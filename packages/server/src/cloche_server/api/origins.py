@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+from cloche_server import isolation_choice
 from cloche_server.api.auth import Caller
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.template_registry import DEFAULT_TAG, split_reference
+from cloche_server.config import Config
 from cloche_server.ids import BuildId, SnapshotId, TemplateId, is_snapshot_id
 from cloche_server.store.snapshots import SnapshotRecord
-from cloche_wire.errors import SnapshotNotFound, TemplateNotFound
+from cloche_wire.errors import InvalidArgument, SnapshotNotFound, TemplateNotFound
 
 
 class Origin(NamedTuple):
@@ -19,6 +21,8 @@ class Origin(NamedTuple):
     cpu_count: int
     memory_mib: int
     disk_mib: int
+    isolation: str
+    """The one it is for; empty: any."""
     snapshot_id: SnapshotId | None = None
     parent_id: str | None = None
     """What the snapshot was taken of."""
@@ -50,7 +54,21 @@ async def resolve_origin(control: ControlPlane, caller: Caller, reference: str) 
         template.cpu_count,
         template.memory_mib,
         template.disk_mib,
+        template.isolation,
     )
+
+
+def settle_isolation(config: Config, origin: Origin, asked: str) -> str:
+    """Return how a sandbox made of that is isolated; `asked` is empty where its creator does not mind.
+
+    Raises:
+        InvalidArgument: There is no such isolation, or a snapshot is of another.
+        PermissionDenied: It is weaker than the operator permits.
+    """
+    if origin.snapshot_id is not None and asked not in ("", origin.isolation):
+        message = f"a snapshot keeps the isolation it was taken with: {origin.isolation}"
+        raise InvalidArgument(message, hint="leave isolation out")
+    return isolation_choice.settle(asked, origin.isolation, config.isolation, config.allow_isolation)
 
 
 async def find_snapshot(control: ControlPlane, caller: Caller, reference: str) -> SnapshotRecord:
@@ -76,6 +94,7 @@ def _of_snapshot(snapshot: SnapshotRecord) -> Origin:
         snapshot.cpu_count,
         snapshot.memory_mib,
         snapshot.disk_mib,
+        snapshot.isolation,
         snapshot.id,
         snapshot.sandbox_id,
     )

@@ -14,7 +14,7 @@ from cloche_server.api.creation import order_of, start, use
 from cloche_server.api.network_options import check_update
 from cloche_server.api.node_word import missed
 from cloche_server.api.options import Options, check_options
-from cloche_server.api.origins import Origin, resolve_origin
+from cloche_server.api.origins import Origin, resolve_origin, settle_isolation
 from cloche_server.api.owned import live_sandbox
 from cloche_server.api.routing import Call, Route, reply, with_body
 from cloche_server.api.volumes import resolve_mounts
@@ -68,12 +68,15 @@ class SandboxEndpoints:
         """Check the wish, write the row, ask the placement, answer 201."""
         options = check_options(body, self._control.config, default_timeout_s=default_timeout_s)
         origin = await resolve_origin(self._control, call.caller, body.template_id)
+        isolation = settle_isolation(self._control.config, origin, body.isolation or "")
         mounts = await resolve_mounts(self._control, call.caller.team_id, body.volume_mounts or [])
         claim = _idempotency_claim(call)
-        ready = None if mounts else self._take_ready(call, origin)
+        ready = None if mounts else self._take_ready(call, origin, isolation)
         sandbox_id = new_sandbox_id() if ready is None else SandboxId(ready.sandbox_id)
         record = self._new_record(call, body, options, origin, sandbox_id)
-        order = order_of(record, options.network.egress, timeout_s=options.timeout_s, mounts=mounts)
+        order = order_of(
+            record, options.network.egress, isolation=isolation, timeout_s=options.timeout_s, mounts=mounts
+        )
         order = msgspec.structs.replace(order, env=body.env_vars)
         with self._control.creations.hold(record.id):
             if ready is not None and claim is None:
@@ -93,11 +96,13 @@ class SandboxEndpoints:
             record = await self._await_earlier(reservation.record)
         return reply(201, shown.sandbox(self._control.config, record))
 
-    def _take_ready(self, call: Call, origin: Origin) -> SandboxReady | None:
+    def _take_ready(self, call: Call, origin: Origin, isolation: str) -> SandboxReady | None:
         if origin.snapshot_id is not None:
             return None  # what is made ahead is made of templates
         board = self._control.placement.ready
-        return board.take(call.caller.team_id, origin.build_id, origin.cpu_count, origin.memory_mib)
+        return board.take(
+            call.caller.team_id, origin.build_id, origin.cpu_count, origin.memory_mib, isolation
+        )
 
     def _new_record(
         self,

@@ -67,6 +67,8 @@ class NewSandbox(msgspec.Struct, frozen=True, rename="camel"):
     auto_resume: AutoResume = AutoResume(enabled=False)
     mcp: dict[str, Any] | None = None
     iam: dict[str, Any] | None = None
+    isolation: str | None = None
+    """Ours alone: a stronger one than the server's or the template's."""
     volume_mounts: list[VolumeMount] | None = None
 
 
@@ -181,6 +183,7 @@ class Sandbox(msgspec.Struct, frozen=True, rename="camel"):
     envd_access_token: str
     traffic_access_token: str | None
     domain: str
+    isolation: str
     client_id: str = field(default=CLIENT_ID, name="clientID")
     envd_version: str = ENVD_VERSION
 
@@ -337,6 +340,8 @@ class Template(msgspec.Struct, frozen=True, rename="camel"):
     last_spawned_at: datetime | None
     spawn_count: int
     is_default: bool
+    isolation: str
+    """What its sandboxes get where their creator asks for none."""
     created_by: None = None
     build_count: int = 1
     build_status: str = "ready"

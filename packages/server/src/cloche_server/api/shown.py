@@ -18,6 +18,7 @@ def sandbox(config: Config, record: SandboxRecord) -> shapes.Sandbox:
         record.access_token,
         record.traffic_token,
         config.public_domain,
+        record.isolation,
     )
 
 

@@ -134,4 +134,5 @@ def _template(found: manifest.Manifest) -> Template:
         # No quota is set on a sandbox's disk yet: 0 says so.
         disk_mib=0,
         created_at=found.created_at.astimezone(UTC),
+        isolation=found.isolation,
     )

@@ -20,6 +20,7 @@ class TemplateEndpoints:
         """Work with these parts."""
         self._templates = control.templates
         self._store = control.store.templates
+        self._isolation = control.config.isolation
 
     def routes(self) -> list[Route]:
         """What is served."""
@@ -43,12 +44,12 @@ class TemplateEndpoints:
         build = shapes.TemplateBuild(
             template.build_id, made, made, made, template.cpu_count, template.memory_mib, template.disk_mib
         )
-        shown = msgspec.structs.asdict(_shown(template))
+        shown = msgspec.structs.asdict(self._shown(template))
         return reply(200, shapes.TemplateWithBuilds(**shown, builds=[build]))
 
     async def list_all(self, call: Call) -> Response:
         """Every template the team may use."""
-        return reply(200, [_shown(template) for template in await self._store.list(call.caller.team_id)])
+        return reply(200, [self._shown(template) for template in await self._store.list(call.caller.team_id)])
 
     async def list_page(self, call: Call, query: shapes.PageQuery) -> Response:
         """The same, a page at a time."""
@@ -58,7 +59,25 @@ class TemplateEndpoints:
         headers: dict[str, str] = {}
         if len(found) > limit:
             headers[NEXT_PAGE_HEADER] = base64.urlsafe_b64encode(found[limit - 1].id.encode()).decode()
-        return reply(200, [_shown(template) for template in found[:limit]], headers)
+        return reply(200, [self._shown(template) for template in found[:limit]], headers)
+
+    def _shown(self, template: Template) -> shapes.Template:
+        return shapes.Template(
+            template.id,
+            template.build_id,
+            template.cpu_count,
+            template.memory_mib,
+            template.disk_mib,
+            template.is_public,
+            template.aliases,
+            template.aliases,
+            template.created_at,
+            template.created_at,
+            template.last_spawned_at,
+            template.spawn_count,
+            is_default=template.is_public,
+            isolation=template.isolation or self._isolation,
+        )
 
 
 def _decode_token(token: str) -> str:
@@ -66,21 +85,3 @@ def _decode_token(token: str) -> str:
         return base64.urlsafe_b64decode(token).decode()
     except ValueError as error:
         raise InvalidArgument("nextToken is not one of ours") from error
-
-
-def _shown(template: Template) -> shapes.Template:
-    return shapes.Template(
-        template.id,
-        template.build_id,
-        template.cpu_count,
-        template.memory_mib,
-        template.disk_mib,
-        template.is_public,
-        template.aliases,
-        template.aliases,
-        template.created_at,
-        template.created_at,
-        template.last_spawned_at,
-        template.spawn_count,
-        is_default=template.is_public,
-    )

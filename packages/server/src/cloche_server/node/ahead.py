@@ -131,7 +131,9 @@ async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
     Also beside creates: one that finds no family costs ten times more once it runs code.
     """
     kind = Kind.of(need)
-    if not machine.config.ahead.most or not machine.driver.capabilities().families or machine.draining:
+    if not machine.config.ahead.most or machine.draining:
+        return
+    if not machine.drivers.of(need.isolation).capabilities().families:
         return
     if kind in pauses or machine.families.room(kind, machine.clock.boot_s()) >= SPARE:
         return
@@ -142,11 +144,11 @@ async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
 
 async def _make_image(machine: Machine, need: Need, pauses: _Pauses) -> None:
     """Make what sandboxes of a template go on from, once: it is nobody's, whoever needs it first."""
-    what = warm_images.PREFIX, need.build_id
+    what = warm_images.PREFIX, need.build_id, need.isolation
     if machine.draining or what in pauses:
         return
     try:
-        if not warming.is_missing(machine, need.build_id):
+        if not warming.is_missing(machine, need):
             return
     except TemplateNotFound:
         return
@@ -166,7 +168,7 @@ async def _make_one(machine: Machine, need: Need) -> bool:
     request = need.nobodys()
     began_s = machine.clock.boot_s()
     try:
-        origin = await warm_images.origin(machine, need.build_id)
+        origin = await warm_images.origin(machine, need.build_id, need.isolation)
         live = create.first_live(machine, request)
         async with create.making(machine, live):
             await assemble.assemble(machine, live, origin)

@@ -49,20 +49,22 @@ def from_template(machine: Machine, build_id: str) -> Origin:
     return Origin(template, rootfs, machine.tree.path)
 
 
-async def from_image(machine: Machine, name: str, *, checked_before: bool = False) -> Origin:
+async def from_image(machine: Machine, name: str, isolation: str, *, checked_before: bool = False) -> Origin:
     """A sandbox that goes on from an image.
 
     Args:
         machine: Has it.
-        name: Whose every byte is read and checked,
-        checked_before: or only once in the life of this process.
+        name: Whose every byte is read and checked;
+        isolation: what it has to be of.
+        checked_before: Once in the life of this process is enough.
 
     Raises:
         SnapshotNotFound: There is none of that name.
         SnapshotUnusable: It is damaged, or of other versions.
         TemplateNotFound: What it stands on is gone.
+        UnsupportedOption: This machine lacks that isolation.
     """
-    image_format = machine.driver.capabilities().image_format
+    image_format = machine.drivers.ready(isolation).capabilities().image_format
     image, manifest = await machine.images.open(name, image_format, checked_before=checked_before)
     origin = from_template(machine, manifest.build_id)
     tree = machine.tree.path.parent / manifest.runtime_tree
@@ -81,13 +83,14 @@ async def assemble(machine: Machine, live: Live, origin: Origin) -> None:
     """Give a sandbox its network, root and limits, and start its agent, or have it go on."""
     record = live.record
     request = record.request
+    driver = machine.driver(record)
     namespace = await _make_network(machine, live)
     folder = machine.folder(request.sandbox_id)
     folder.mkdir(mode=0o700)
     with ExitStack() as stack:
         listeners: list[int] = []
         reached_by = ("--envd-port", str(AGENT_PORT), "--interpreter-port", str(INTERPRETER_PORT))
-        if machine.driver.capabilities().listeners:
+        if driver.capabilities().listeners:
             made = _listen(machine.sockets(request.sandbox_id))
             listeners = [stack.enter_context(listener).fileno() for listener in made]
             reached_by = ("--envd-fd", "3", "--interpreter-fd", "4")
@@ -108,7 +111,7 @@ async def assemble(machine: Machine, live: Live, origin: Origin) -> None:
             mounts=await volume_requests.open_mounts(machine, request, stack),
             image=origin.image,
         )
-        init = await machine.driver.start(spec)
+        init = await driver.start(spec)
     runtime_tree = origin.runtime_tree.name
     machine.note(live, msgspec.structs.replace(record, init=init, runtime_tree=runtime_tree))
 
@@ -180,7 +183,7 @@ def _names(machine: Machine, live: Live, origin: Origin) -> tuple[str, dict[str,
 
     That is where a driver writes none into the root, or those of another sandbox are in it by now.
     """
-    if origin.image is None and machine.driver.capabilities().listeners:
+    if origin.image is None and machine.driver(live.record).capabilities().listeners:
         return "", {}
     sandbox_id = live.record.request.sandbox_id
     return sandbox_id, _etc_files(machine, sandbox_id)

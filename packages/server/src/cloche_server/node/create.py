@@ -12,6 +12,7 @@ from datetime import timedelta
 import msgspec
 import structlog
 
+from cloche_server import isolation_choice
 from cloche_server.ids import is_sandbox_id
 from cloche_server.node import assemble, kill, pause, snapshots, threads, volume_requests, warm_images
 from cloche_server.node.assemble import Origin
@@ -48,7 +49,8 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
             ahead is of another kind.
         TemplateNotFound: No finished build of that id lies here.
         SnapshotNotFound, SnapshotUnusable: No such snapshot, or it is damaged or of other versions.
-        UnsupportedOption: This node's isolation cannot do what is asked.
+        PermissionDenied: The isolation asked for is weaker than the operator permits.
+        UnsupportedOption: This node lacks that isolation, or it cannot do what is asked.
         VolumeNotFound: No such volume of that team.
         ResourceExhausted: The limit of sandboxes is reached; one made ahead is left as it was.
         Internal: A step failed; the message names it.
@@ -56,6 +58,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
     if machine.draining:
         raise Unavailable("the server is stopping")
     _check(request)
+    request = _settle_isolation(machine, request)
     volume_requests.check_mounts(machine, request)
     origin = await _origin(machine, request)
     live = await _made_ahead(machine, request)
@@ -82,16 +85,16 @@ async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
     """What it is made of.
 
     Raises:
-        UnsupportedOption: This node's isolation cannot do what is to happen with it later.
+        UnsupportedOption: Its isolation cannot do what is to happen with it later.
         TemplateNotFound: No finished build of that id lies here.
         SnapshotNotFound: Or no such snapshot.
         SnapshotUnusable: Or it is damaged, or of other versions.
     """
     if request.on_timeout == "pause":
-        pause.check_ability(machine, with_memory=request.pause_memory)
+        pause.check_ability(machine, request.isolation, with_memory=request.pause_memory)
     if request.snapshot_id is None:
-        return await warm_images.origin(machine, request.build_id)
-    return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id))
+        return await warm_images.origin(machine, request.build_id, request.isolation)
+    return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id), request.isolation)
 
 
 async def _hand_over(machine: Machine, live: Live, origin: Origin) -> None:
@@ -103,7 +106,7 @@ async def _hand_over(machine: Machine, live: Live, origin: Origin) -> None:
     request = live.record.request
 
     def give_network() -> None:
-        live.cpu_before_s = machine.driver.usage(request.sandbox_id).cpu_s
+        live.cpu_before_s = machine.driver(live.record).usage(request.sandbox_id).cpu_s
         machine.network.set_policy(live.record.slot, request.egress, online=request.allow_internet)
 
     try:
@@ -212,8 +215,24 @@ def _check(request: CreateSandbox) -> None:
     check_policy(request.egress)
 
 
+def _settle_isolation(machine: Machine, request: CreateSandbox) -> CreateSandbox:
+    """The request with its isolation, whose driver is ready.
+
+    The api settles it too, and is not the one to permit a weaker one.
+
+    Raises:
+        TemplateNotFound: No finished build of that id lies here.
+        InvalidArgument, PermissionDenied, UnsupportedOption: See `isolation_choice` and `Drivers.ready`.
+    """
+    drivers, template = machine.drivers, machine.templates.read(request.build_id)
+    allowed = machine.config.allow_isolation
+    isolation = isolation_choice.settle(request.isolation, template.isolation, drivers.default, allowed)
+    drivers.ready(isolation)
+    return msgspec.structs.replace(request, isolation=isolation)
+
+
 def first_live(machine: Machine, request: CreateSandbox) -> Live:
-    """A new sandbox, with a slot of its own: one of a family where there is one.
+    """A new sandbox whose isolation is settled, with a slot of its own: one of a family where there is one.
 
     Raises:
         ResourceExhausted: All are taken.
@@ -235,7 +254,7 @@ def _record(machine: Machine, request: CreateSandbox, slot: int) -> Record:
         end_at=now + timedelta(seconds=request.timeout_s),
         deadline_boot_s=machine.clock.boot_s() + request.timeout_s,
         boot_id=machine.boot_id,
-        isolation=machine.driver.capabilities().name,
+        isolation=request.isolation,
     )
 
 

@@ -21,17 +21,21 @@ class Need(NamedTuple):
     build_id: str
     cpu_count: int
     memory_mib: int
+    isolation: str
 
     @classmethod
     def of(cls, request: CreateSandbox) -> Need:
-        """What that request needs."""
-        return cls(request.team_id, request.build_id, request.cpu_count, request.memory_mib)
+        """What that request needs, whose isolation is settled."""
+        return cls(
+            request.team_id, request.build_id, request.cpu_count, request.memory_mib, request.isolation
+        )
 
     def nobodys(self) -> CreateSandbox:
         """A request for one of that kind that is nobody's: without a token, and without a network."""
         return CreateSandbox(
             new_sandbox_id(), self.team_id, "", self.build_id, 0, "",
             cpu_count=self.cpu_count, memory_mib=self.memory_mib, allow_internet=False,
+            isolation=self.isolation,
         )  # fmt: skip
 
 

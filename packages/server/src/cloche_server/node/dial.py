@@ -33,7 +33,7 @@ async def dial(machine: Machine, request: Dial) -> int:
         raise SandboxNotFound(f"no such sandbox: {request.sandbox_id}") from error
     if not 1 <= request.port <= 65_535:
         raise InvalidArgument(f"no such port: {request.port}")
-    if not machine.driver.capabilities().listeners:
+    if not machine.driver(live.record).capabilities().listeners:
         return await _dial_from_outside(machine, live.record, request.port)
     if live.network_namespace is None:
         raise SandboxNotFound(f"no such sandbox: {request.sandbox_id}")

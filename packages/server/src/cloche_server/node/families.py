@@ -38,15 +38,16 @@ MOST_SANDBOXES = 1000
 
 
 class Kind(NamedTuple):
-    """Whose sandboxes, and of which build."""
+    """Whose sandboxes, of which build, and how they are isolated."""
 
     team_id: str
     build_id: str
+    isolation: str
 
     @classmethod
     def of(cls, asked: Need | CreateSandbox) -> Kind:
         """That of a sandbox that is asked for."""
-        return cls(asked.team_id, asked.build_id)
+        return cls(asked.team_id, asked.build_id, asked.isolation)
 
 
 @dataclass

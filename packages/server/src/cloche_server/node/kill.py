@@ -70,7 +70,7 @@ async def dismantle(machine: Machine, live: Live, *, keeps_record: bool) -> None
     """Undo every step of its making, in reverse. Each part is idempotent."""
     record = live.record
     sandbox_id = record.request.sandbox_id
-    await machine.driver.destroy(sandbox_id, machine.folder(sandbox_id), record.init)
+    await machine.driver(record).destroy(sandbox_id, machine.folder(sandbox_id), record.init)
     if live.network_namespace is not None:
         os.close(live.network_namespace)
         live.network_namespace = None
@@ -118,7 +118,7 @@ def watch(machine: Machine, live: Live) -> None:
 
 async def _end_after_init(machine: Machine, live: Live) -> None:
     assert live.record.init is not None
-    await machine.driver.wait(live.record.init)
+    await machine.driver(live.record).wait(live.record.init)
     if live.record.state in ("ready", "running"):
         await end(machine, live.record.request.sandbox_id, "exited")
 

@@ -19,6 +19,7 @@ from cloche_server.isolation.base import Driver, Family
 from cloche_server.link import Event
 from cloche_server.node.broadcast import Broadcast
 from cloche_server.node.demand import Demand
+from cloche_server.node.drivers import Drivers
 from cloche_server.node.families import Families
 from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal, Record
@@ -65,7 +66,7 @@ class Machine:
 
     config: Config
     clock: Clock
-    driver: Driver
+    drivers: Drivers
     block: Block
     slots: Slots
     network: Network
@@ -96,6 +97,10 @@ class Machine:
     def templates(self) -> Templates:
         """What sandboxes are made of."""
         return Templates(self.config.templates_dir)
+
+    def driver(self, record: Record) -> Driver:
+        """That of a sandbox which there is, whatever the server's default is by now."""
+        return self.drivers.of(record.isolation)
 
     def find(self, sandbox_id: str) -> Live:
         """The running sandbox of that id.
@@ -149,7 +154,7 @@ class Machine:
         return self._service_address(record, "envd.sock", AGENT_PORT)
 
     def _service_address(self, record: Record, name: str, port: int) -> str:
-        if self.driver.capabilities().listeners:
+        if self.driver(record).capabilities().listeners:
             return str(self.sockets(record.request.sandbox_id) / name)
         return f"{self.block.address(record.slot)}:{port}"
 

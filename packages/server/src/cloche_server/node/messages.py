@@ -109,6 +109,8 @@ class CreateSandbox(msgspec.Struct, frozen=True):
     """Whether a request for it resumes it when it is paused, for `timeout_s` seconds."""
     snapshot_id: str | None = None
     """Made as a copy of what that snapshot has kept, instead of from its template."""
+    isolation: str = ""
+    """Its driver; empty: its template's, or the server's."""
 
 
 class SandboxState(msgspec.Struct, frozen=True):
@@ -222,13 +224,14 @@ class SandboxEnded(msgspec.Struct, frozen=True):
 
 
 class SandboxReady(msgspec.Struct, frozen=True):
-    """Event: a sandbox was made ahead; a `create` of that team, build and size with its id takes it."""
+    """Event: a sandbox was made ahead; a `create` with its id takes it, if all else is the same."""
 
     sandbox_id: str
     team_id: str
     build_id: str
     cpu_count: int
     memory_mib: int
+    isolation: str
 
 
 class SandboxUnready(msgspec.Struct, frozen=True):

@@ -57,7 +57,7 @@ class Sampler:
         machine = self.machine
         running = {name: live for name, live in machine.live.items() if live.record.state == "running"}
         self._watched = {name: self._of(name, live) for name, live in running.items()}
-        usages = await threads.in_thread(self._usages, list(running))
+        usages = await threads.in_thread(self._usages, list(running.values()))
         await self._measure_layers(dict(zip(running, usages, strict=True)))
         boot_s, at_s = machine.clock.boot_s(), int(machine.clock.now().timestamp())
         for (name, live), usage in zip(running.items(), usages, strict=True):
@@ -79,8 +79,9 @@ class Sampler:
             found.append(SandboxMetrics(name, request.cpu_count, request.memory_mib << 20, total, points))
         return found
 
-    def _usages(self, names: list[str]) -> list[Usage]:
-        return [self.machine.driver.usage(name) for name in names]
+    def _usages(self, lives: list[Live]) -> list[Usage]:
+        machine = self.machine
+        return [machine.driver(live.record).usage(live.record.request.sandbox_id) for live in lives]
 
     def _of(self, name: str, live: Live) -> _Watched:
         if (watched := self._watched.get(name)) is not None:

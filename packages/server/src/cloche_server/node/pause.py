@@ -27,18 +27,18 @@ RETRY_S = 30.0
 log = structlog.get_logger()
 
 
-def check_ability(machine: Machine, *, with_memory: bool) -> None:
-    """Refuse what this node's isolation cannot do.
+def check_ability(machine: Machine, isolation: str, *, with_memory: bool) -> None:
+    """Refuse what sandboxes of an isolation cannot do here; its driver is ready afterwards.
 
     Raises:
         UnsupportedOption: The message says what, the hint which isolation can.
     """
-    able = machine.driver.capabilities()
+    able = machine.drivers.ready(isolation).capabilities()
     if not (able.memory_snapshot if with_memory else able.disk_snapshot):
         kept = "memory" if with_memory else "files"
         raise UnsupportedOption(
             f"isolation '{able.name}' cannot keep the {kept} of a sandbox that is paused",
-            hint="start the server with --isolation gvisor",
+            hint="create it with isolation 'gvisor'",
         )
 
 
@@ -50,15 +50,15 @@ async def pause(machine: Machine, request: PauseSandbox) -> None:
     Raises:
         SandboxNotFound: It is not there.
         Conflict: It is paused, or something else is being done with it.
-        UnsupportedOption: This node's isolation cannot.
+        UnsupportedOption: Its isolation cannot.
         NotEnoughSpace: The disk is full.
         Internal: It cannot be saved; the message says why.
     """
     turn = machine.turns.of(request.sandbox_id)
     if turn.locked():
         raise Conflict(f"something else is being done with the sandbox: {request.sandbox_id}")
-    machine.find(request.sandbox_id)
-    check_ability(machine, with_memory=request.memory)
+    isolation = machine.find(request.sandbox_id).record.isolation
+    check_ability(machine, isolation, with_memory=request.memory)
     async with turn:
         await _pause(machine, machine.find(request.sandbox_id), with_memory=request.memory)
 
@@ -138,20 +138,21 @@ async def save(
     """
     request = live.record.request
     sandbox_id, folder = request.sandbox_id, machine.folder(request.sandbox_id)
+    driver = machine.driver(live.record)
     begun = machine.images.begin(name)
     began_s = machine.clock.boot_s()
     try:
         # Written down first: a node that dies in the middle leaves it standing still.
         machine.note(live, msgspec.structs.replace(live.record, is_frozen=True))
-        await machine.driver.freeze(sandbox_id, folder)
+        await driver.freeze(sandbox_id, folder)
         try:
-            await machine.driver.save(sandbox_id, folder, begun)
+            await driver.save(sandbox_id, folder, begun)
         finally:
             if thaws:
                 await thaw(machine, live)
         stood_still_s = machine.clock.boot_s() - began_s
         manifest = Manifest(
-            machine.driver.capabilities().image_format,
+            driver.capabilities().image_format,
             request.build_id,
             live.record.runtime_tree,
             request.access_token,
@@ -173,7 +174,7 @@ async def thaw(machine: Machine, live: Live) -> None:
         Internal: It cannot, or did not stand still.
     """
     sandbox_id = live.record.request.sandbox_id
-    await machine.driver.thaw(sandbox_id, machine.folder(sandbox_id))
+    await machine.driver(live.record).thaw(sandbox_id, machine.folder(sandbox_id))
     live.record = msgspec.structs.replace(live.record, is_frozen=False)
     with contextlib.suppress(OSError):  # on a full disk the older record has it thawed once more
         machine.journal.write(live.record)
@@ -188,7 +189,7 @@ async def _go_on(machine: Machine, live: Live) -> None:
     live.record = msgspec.structs.replace(live.record, state=next_state(live.record.state, "not_saved"))
     with contextlib.suppress(OSError):
         machine.journal.write(live.record)
-    if live.record.init is None or not machine.driver.is_alive(live.record.init):
+    if live.record.init is None or not machine.driver(live.record).is_alive(live.record.init):
         await kill.end(machine, sandbox_id, "exited")
 
 

@@ -13,7 +13,7 @@ import structlog
 from cloche_server.node import kill, pause, resume, snapshots, threads, warm_images
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
-from cloche_wire.errors import Internal, Unavailable
+from cloche_wire.errors import Internal, Unavailable, UnsupportedOption
 
 log = structlog.get_logger()
 
@@ -75,7 +75,7 @@ async def _adopt(machine: Machine, live: Live) -> bool:
     record = live.record
     if record.state not in ("running", "pausing") or record.boot_id != machine.boot_id or record.init is None:
         return False
-    if not machine.driver.is_alive(record.init):
+    if not machine.driver(record).is_alive(record.init):
         return False
     live.network_namespace = _open_network(record)
     if live.network_namespace is None:
@@ -88,6 +88,11 @@ async def _adopt(machine: Machine, live: Live) -> bool:
         log.warning("sandbox.not_adopted", sandbox_id=record.request.sandbox_id, error=str(error))
         return False  # its namespace's descriptor is closed with all else of it
     if record.state == "pausing" or record.is_frozen:
+        try:
+            machine.drivers.ready(record.isolation)
+        except UnsupportedOption as error:
+            log.warning("sandbox.not_adopted", sandbox_id=record.request.sandbox_id, error=str(error))
+            return False  # nobody can have it go on
         await _go_on(machine, live)
     kill.watch(machine, live)
     return True
@@ -141,8 +146,11 @@ def _remove_old_images(machine: Machine) -> int:
 async def _remove_strays(machine: Machine) -> int:
     """Remove what carries the name of a sandbox that no record knows."""
     count = 0
-    for sandbox_id in machine.driver.leftovers() - machine.live.keys():
-        await machine.driver.destroy(sandbox_id, machine.folder(sandbox_id), None)
+    drivers = machine.drivers.known()
+    found = {sandbox_id for driver in drivers for sandbox_id in driver.leftovers()}
+    for sandbox_id in found - machine.live.keys():
+        for driver in drivers:  # whose it was is not known any more
+            await driver.destroy(sandbox_id, machine.folder(sandbox_id), None)
         count += 1
     for slot in machine.network.leftovers() - machine.slots.taken:
         await threads.in_thread(machine.network.remove, slot)

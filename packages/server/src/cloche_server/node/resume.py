@@ -34,6 +34,7 @@ async def resume(machine: Machine, request: ResumeSandbox) -> SandboxState:
         Conflict: It runs.
         ResourceExhausted: The limit of sandboxes is reached.
         SnapshotUnusable: Its image is damaged, or of other versions.
+        UnsupportedOption: This machine lacks its isolation by now.
         Unavailable: The node is draining.
         Internal: A step failed; the message names it.
     """
@@ -67,7 +68,7 @@ async def _resume(machine: Machine, record: Record, request: ResumeSandbox) -> R
         raise Unavailable("the server is stopping")
     assert record.image is not None
     began_s = machine.clock.boot_s()
-    origin = await assemble.from_image(machine, record.image)
+    origin = await assemble.from_image(machine, record.image, record.isolation)
     origin = origin._replace(reboots=origin.reboots or not request.memory)
     now, boot_s = machine.clock.now(), machine.clock.boot_s()
     resuming = msgspec.structs.replace(

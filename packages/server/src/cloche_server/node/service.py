@@ -16,7 +16,7 @@ from cloche_server import link, resolvers
 from cloche_server.clock import SystemClock
 from cloche_server.config import API_UID, EDGE_UID, EGRESS_UID, VOLUMES_FIRST_ID, Config
 from cloche_server.isolation import syscalls
-from cloche_server.isolation.base import ID_RANGE, Driver
+from cloche_server.isolation.base import ID_RANGE
 from cloche_server.isolation.container.driver import ContainerDriver
 from cloche_server.isolation.gvisor.driver import GvisorDriver
 from cloche_server.isolation.identity import boot_id
@@ -39,6 +39,7 @@ from cloche_server.node import (
     zygotes,
 )
 from cloche_server.node.demand import Demand
+from cloche_server.node.drivers import Drivers
 from cloche_server.node.families import Families
 from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
@@ -69,31 +70,26 @@ def run(config: Config, tree: RuntimeTree) -> None:
     block = claim_block(BLOCKS_FOLDER, config.state_dir, BlockProbe())
     # SAFETY: made by a fork, so before any thread of ours exists.
     content = syscalls.user_namespace([(0, VOLUMES_FIRST_ID, ID_RANGE)])
-    asyncio.run(serve(config, block, _driver(config, block), tree, content))
-
-
-def _driver(config: Config, block: Block) -> Driver:
-    if config.isolation == "gvisor":
-        return GvisorDriver(block.number, config.tools_dir)
-    return ContainerDriver(block.number)
+    known = ContainerDriver(block.number), GvisorDriver(block.number, config.tools_dir)
+    asyncio.run(serve(config, block, Drivers(config.isolation, known), tree, content))
 
 
 async def serve(
-    config: Config, block: Block, driver: Driver, tree: RuntimeTree, content: int | None = None
+    config: Config, block: Block, drivers: Drivers, tree: RuntimeTree, content: int | None = None
 ) -> None:
-    """Serve with the given driver until SIGTERM.
+    """Serve with the given drivers until SIGTERM.
 
     Args:
         config: The server's settings.
         block: Claimed for this server.
-        driver: Not prepared yet.
+        drivers: Not prepared yet.
         tree: What the agents of new sandboxes run on.
         content: A user namespace with the ids of the process that serves volumes' content; None without one.
     """
     for folder, mode in (("sandboxes", 0o700), ("run", 0o711), ("run/agents", 0o711), ("run/content", 0o711)):
         (config.state_dir / folder).mkdir(mode=mode, parents=True, exist_ok=True)
     network = Network(block, config.egress.exceptions)
-    driver.prepare(tree.program())
+    drivers.prepare(tree.program())
     journal = Journal(config.journal_dir)
     network.prepare(egress.policies(journal.read_all()))
     stopping = asyncio.Event()
@@ -105,7 +101,7 @@ async def serve(
             machine = Machine(
                 config=config,
                 clock=SystemClock(),
-                driver=driver,
+                drivers=drivers,
                 block=block,
                 slots=slots,
                 families=Families(slots),
@@ -122,7 +118,7 @@ async def serve(
             await _serve_machine(machine, stopping)
     except* asyncio.CancelledError:
         pass
-    driver.close()
+    drivers.close()
 
 
 async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
@@ -148,7 +144,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     names = link.listen(config.egress_socket, owner_uid=EGRESS_UID)
     tasks.create_task(_serve_link(names, egress_handler(machine)))
     tasks.create_task(_serve_link(content, content_handler(machine)))
-    log.info("node.ready", block=machine.block.number, isolation=machine.driver.capabilities().name)
+    log.info("node.ready", block=machine.block.number, isolation=machine.drivers.default)
     await stopping.wait()
     await zygotes.close_all(machine)
     if not machine.live:

@@ -36,16 +36,16 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
     Raises:
         SandboxNotFound: It does not run.
         Conflict: Something else is being done with it, or there is a snapshot of that id.
-        UnsupportedOption: This node's isolation cannot.
+        UnsupportedOption: Its isolation cannot.
         NotEnoughSpace: The disk is full.
         Internal: It cannot be saved; the message says why.
     """
     name = name_of(request.snapshot_id)
-    pause.check_ability(machine, with_memory=request.memory)
     async with machine.turns.of(name), machine.turns.of(request.sandbox_id):
         if name in machine.images:
             raise Conflict(f"snapshot exists: {request.snapshot_id}")
         live = machine.find(request.sandbox_id)
+        pause.check_ability(machine, live.record.isolation, with_memory=request.memory)
         began_s = machine.clock.boot_s()
         try:
             saved = await pause.save(

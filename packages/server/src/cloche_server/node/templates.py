@@ -16,6 +16,8 @@ class Template(msgspec.Struct, frozen=True):
     default_user: str = "user"
     default_workdir: str = "/home/user"
     env: dict[str, str] = {}
+    isolation: str = ""
+    """The driver that its sandboxes get where their creator asks for none; empty: the server's."""
     warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
     """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
 

@@ -23,13 +23,13 @@ def check_mounts(machine: Machine, request: CreateSandbox) -> None:
     """Refuse volumes that the new sandbox cannot have.
 
     Raises:
-        UnsupportedOption: The driver cannot show volumes.
+        UnsupportedOption: Its driver cannot show volumes.
         InvalidArgument: A path is none for a volume.
         VolumeNotFound: No such volume of that team.
     """
     if not request.volume_mounts:
         return
-    capabilities = machine.driver.capabilities()
+    capabilities = machine.drivers.of(request.isolation).capabilities()
     if not capabilities.volumes:
         message = f"volumeMounts is not supported: isolation '{capabilities.name}' cannot mount volumes"
         raise UnsupportedOption(message, hint="use isolation 'container'")

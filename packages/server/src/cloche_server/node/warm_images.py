@@ -19,29 +19,33 @@ PREFIX = "warm-"
 log = structlog.get_logger()
 
 
-def name_of(machine: Machine, build_id: str) -> str:
+def name_of(machine: Machine, build_id: str, isolation: str) -> str:
     """The name of the image for a build, and for what it runs on here.
+
+    Requires: the driver is ready.
 
     Raises:
         TemplateNotFound: No finished build of that id lies here.
     """
     template = machine.templates.read(build_id)
-    runs_on = machine.tree.path.name, machine.driver.capabilities().image_format, *template.warm
+    image_format = machine.drivers.of(isolation).capabilities().image_format
+    runs_on = machine.tree.path.name, image_format, *template.warm
     return f"{PREFIX}{build_id}-{hashlib.sha256(repr(runs_on).encode()).hexdigest()[:16]}"
 
 
-async def origin(machine: Machine, build_id: str) -> Origin:
+async def origin(machine: Machine, build_id: str, isolation: str) -> Origin:
     """What a new sandbox of a build is made of: its image where there is one.
 
     Raises:
         TemplateNotFound: No finished build of that id lies here.
+        UnsupportedOption: This machine lacks that isolation.
     """
     started = assemble.from_template(machine, build_id)
-    if not machine.driver.capabilities().memory_snapshot:
+    if not machine.drivers.ready(isolation).capabilities().memory_snapshot:
         return started
-    name = name_of(machine, build_id)
+    name = name_of(machine, build_id, isolation)
     try:
-        return await assemble.from_image(machine, name, checked_before=True)
+        return await assemble.from_image(machine, name, isolation, checked_before=True)
     except SnapshotNotFound:
         return started
     except SnapshotUnusable as error:

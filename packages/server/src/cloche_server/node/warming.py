@@ -12,14 +12,14 @@ from cloche_wire.errors import ClocheError
 log = structlog.get_logger()
 
 
-def is_missing(machine: Machine, build_id: str) -> bool:
-    """Whether this node could make one, and has none.
+def is_missing(machine: Machine, need: Need) -> bool:
+    """Whether this node could make one for that, and has none.
 
     Raises:
         TemplateNotFound: No finished build of that id lies here.
     """
-    able = machine.driver.capabilities().memory_snapshot
-    return able and warm_images.name_of(machine, build_id) not in machine.images
+    able = machine.drivers.of(need.isolation).capabilities().memory_snapshot
+    return able and warm_images.name_of(machine, need.build_id, need.isolation) not in machine.images
 
 
 async def make(machine: Machine, need: Need) -> bool:
@@ -31,7 +31,7 @@ async def make(machine: Machine, need: Need) -> bool:
     began_s = machine.clock.boot_s()
     try:
         origin = assemble.from_template(machine, need.build_id)
-        name = warm_images.name_of(machine, need.build_id)
+        name = warm_images.name_of(machine, need.build_id, need.isolation)
         live = create.first_live(machine, request)
         async with create.making(machine, live):
             await assemble.assemble(machine, live, origin)

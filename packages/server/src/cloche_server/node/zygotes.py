@@ -35,7 +35,7 @@ async def open_family(machine: Machine, kind: Kind) -> bool:
     slots = machine.families.reserve()
     if not slots:
         return False
-    family_id = f"zygote-{token_hex(8)}"
+    family_id, driver = f"zygote-{token_hex(8)}", machine.drivers.of(kind.isolation)
     folder = machine.folder(family_id)
     began_s = machine.clock.boot_s()
     family = None
@@ -52,12 +52,12 @@ async def open_family(machine: Machine, kind: Kind) -> bool:
             argv=machine.tree.zygote(template.warm),
             env=_ENV,
         )
-        family = await machine.driver.open_family(spec)
+        family = await driver.open_family(spec)
     except (ClocheError, OSError) as error:
         log.warning("zygote.failed", build_id=kind.build_id, error=str(error))
     finally:
         if family is None:
-            await machine.driver.destroy(family_id, folder, None)
+            await driver.destroy(family_id, folder, None)
             machine.trash.put(folder)
             machine.families.give_back(slots)
     if family is None:
@@ -71,7 +71,7 @@ async def open_family(machine: Machine, kind: Kind) -> bool:
 
 
 async def _close_after_end(machine: Machine, kept: Kept) -> None:
-    await machine.driver.wait(kept.family.init)
+    await machine.drivers.of(kept.kind.isolation).wait(kept.family.init)
     if kept in machine.families.kept:
         log.warning("zygote.ended", build_id=kept.kind.build_id, family=kept.family_id)
     await close(machine, kept)
@@ -82,7 +82,8 @@ async def close(machine: Machine, kept: Kept) -> None:
     """End a zygote; the sandboxes of its family go on, and start interpreters of their own. Idempotent."""
     if not machine.families.remove(kept):
         return
-    await machine.driver.destroy(kept.family_id, kept.folder, kept.family.init)
+    driver = machine.drivers.of(kept.kind.isolation)
+    await driver.destroy(kept.family_id, kept.folder, kept.family.init)
     lives = [live for live in machine.live.values() if live.family is kept.family]
     if builders := {live.builder for live in lives if live.builder is not None}:
         await asyncio.wait(builders)  # they still use its namespaces

@@ -29,10 +29,11 @@ class ReadyBoard:
         """It is gone. Idempotent."""
         self._offers.pop(sandbox_id, None)
 
-    def take(self, team_id: str, build_id: str, cpu_count: int, memory_mib: int) -> SandboxReady | None:
-        """The oldest of that team, build and size, for one taker alone; None where there is none."""
-        wanted = (team_id, build_id, cpu_count, memory_mib)
+    def take(
+        self, team_id: str, build_id: str, cpu_count: int, memory_mib: int, isolation: str
+    ) -> SandboxReady | None:
+        """The oldest that is all of that, for one taker alone; None where there is none."""
         for offer in self._offers.values():
-            if (offer.team_id, offer.build_id, offer.cpu_count, offer.memory_mib) == wanted:
+            if offer == SandboxReady(offer.sandbox_id, team_id, build_id, cpu_count, memory_mib, isolation):
                 return self._offers.pop(offer.sandbox_id)
         return None

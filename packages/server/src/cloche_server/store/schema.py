@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0004"
+VERSION = "0005"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -78,6 +78,7 @@ templates = Table(
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("isolation", Text, nullable=False, server_default=""),
     Column("spawn_count", Integer, nullable=False),
     Column("last_spawned_at", UtcDateTime),
 )

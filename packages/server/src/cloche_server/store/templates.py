@@ -25,6 +25,8 @@ class Template(msgspec.Struct, frozen=True):
     memory_mib: int
     disk_mib: int
     created_at: datetime
+    isolation: str = ""
+    """The one it is for; empty: the server's."""
     spawn_count: int = 0
     last_spawned_at: datetime | None = None
 

@@ -44,6 +44,8 @@ class Manifest(msgspec.Struct, frozen=True):
     default_workdir: str = "/home/user"
     env: dict[str, str] = {}
     """Environment of every process of its sandboxes, below what the creator of a sandbox asks for."""
+    isolation: str = ""
+    """The driver that its sandboxes get where their creator asks for none; empty: the server's."""
     warnings: list[str] = []
     """What its owner should know of the build, though it has succeeded: a sentence each."""
 
