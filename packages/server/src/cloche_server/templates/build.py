@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT_IMAGE = "e2bdev/base"
 _DEFAULT_READY = "sleep 20"
+_MOST_LAYERS = 90
+"""From there on all steps that are left share a sandbox, and so a layer: one root has no more than 100."""
 
 
 class BuildFailed(Exception):  # noqa: N818 -- it says what has happened, and is shown to the template's author
@@ -169,7 +171,7 @@ class Builder:
                 waiting = []
                 continue
             waiting.append((number, step))
-            if step.changes_files:
+            if step.changes_files and len(state.layers) < _MOST_LAYERS:
                 state = await self._segment(state, waiting, len(steps), title, forced=forced)
                 waiting = []
         return await self._segment(state, waiting, len(steps), title, forced=forced) if waiting else state
@@ -290,11 +292,11 @@ class _Run:
         match step.kind:
             case "RUN":
                 user = step.args[1] if len(step.args) > 1 and step.args[1] else context.user
-                command = Command([*context.shell, step.args[0]], user, context.workdir, context.env)
+                command = Command([*context.shell, step.args[0]], user, context.workdir, context.variables)
                 await self.checked(command, step.args[0])
                 return context
             case "EXEC":
-                command = Command(step.args, context.user, context.workdir, context.env)
+                command = Command(step.args, context.user, context.workdir, context.variables)
                 await self.checked(command, shlex.join(step.args))
                 return context
             case "COPY" | "ADD":
@@ -313,13 +315,13 @@ class _Run:
         return CopyIn(
             self._uploads / step.files_hash,
             _before_wildcards(source),
-            _absolute(words.expand(target, context.env), context),
+            _absolute(words.expand(target, context.variables), context),
             owner if ":" in owner else f"{owner}:{owner}",
             mode,
         )
 
     async def _workdir(self, context: Context, path: str) -> Context:
-        folder = _absolute(words.expand(path, context.env), context).rstrip("/") or "/"
+        folder = _absolute(words.expand(path, context.variables), context).rstrip("/") or "/"
         argv = ["/bin/sh", "-euc", _MAKE_WORKDIR, "sh", folder, context.user]
         await self.checked(Command(argv, "root", "/"), f"mkdir -p {shlex.quote(folder)}")
         return msgspec.structs.replace(context, workdir=folder)
@@ -367,10 +369,11 @@ id -un "$1"
 def _with_words(context: Context, step: Step) -> Context:
     if step.kind == "SHELL":
         return msgspec.structs.replace(context, shell=tuple(step.args))
-    env = dict(context.env)
-    for name, value in zip(step.args[::2], step.args[1::2], strict=True):
-        env[name] = words.expand(value, context.env)
-    return msgspec.structs.replace(context, env=env)
+    pairs = zip(step.args[::2], step.args[1::2], strict=True)
+    given = {name: words.expand(value, context.variables) for name, value in pairs}
+    if step.kind == "ARG":
+        return msgspec.structs.replace(context, args=context.args | given)
+    return msgspec.structs.replace(context, env=context.env | given)
 
 
 def _before_wildcards(source: str) -> str:

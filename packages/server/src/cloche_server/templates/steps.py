@@ -97,7 +97,14 @@ class Context(msgspec.Struct, frozen=True):
     workdir: str = ""
     """Empty: the user's home."""
     env: dict[str, str] = {}
+    args: dict[str, str] = {}
+    """Variables of the build alone: steps see them, sandboxes do not."""
     shell: tuple[str, ...] = ("/bin/bash", "-l", "-c")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a step sees."""
+        return self.args | self.env
 
 
 def is_files_hash(text: str) -> bool:
