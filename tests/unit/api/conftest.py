@@ -8,6 +8,7 @@ import pytest
 from tests.fakes.clock import FakeClock
 from tests.fakes.control_plane import client_of, make_key, write_template
 from tests.fakes.placement import FakePlacement
+from tests.fakes.workshop import FakeWorkshop
 
 from cloche_server.api.control import ControlPlane
 from cloche_server.config import Config, Limits
@@ -49,8 +50,15 @@ def store(config: Config, migrated: bytes) -> Iterator[Store]:
 
 
 @pytest.fixture
-def control(config: Config, store: Store, placement: FakePlacement, clock: FakeClock) -> ControlPlane:
-    return ControlPlane.assemble(config, store, placement, clock)
+def workshop() -> FakeWorkshop:
+    return FakeWorkshop()
+
+
+@pytest.fixture
+def control(
+    config: Config, store: Store, placement: FakePlacement, clock: FakeClock, workshop: FakeWorkshop
+) -> ControlPlane:
+    return ControlPlane.assemble(config, store, placement, clock, workshop)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ async def test_an_unknown_method_is_405_as_json(client: httpx.AsyncClient) -> No
 
 async def test_a_path_of_later_versions_is_501(client: httpx.AsyncClient) -> None:
     assert_problem(await client.get("/secrets"), 501)
-    assert_problem(await client.post("/v3/templates", json={}), 501)
+    assert_problem(await client.post("/v2/templates", json={}), 501)
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,10 @@ def test_a_database_of_the_version_before_is_brought_up_with_its_rows(store: Sto
                 " VALUES ('e', 't', 'i1', 'x', 'b', 'created', '{}', '2026-01-01 00:00:00')"
             )
         )
-        for table in ("pauses", "snapshots"):
+        for table in ("pauses", "snapshots", "builds", "build_logs", "template_tags", "cached_steps"):
             connection.execute(text(f"DROP TABLE {table}"))
-        for table, column in [
-            ("templates", "isolation"),
-            ("events", "run"),
-            *(("sandboxes", name) for name in NEW_OF_SANDBOXES),
-        ]:
+        new = [("events", "run"), ("templates", "is_public"), ("templates", "isolation")]
+        for table, column in [*new, *(("sandboxes", name) for name in NEW_OF_SANDBOXES)]:
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
 

@@ -123,6 +123,26 @@ class Volumes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("the tables of volumes.files would take more than half of volumes.size_mib")
 
 
+class Builds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Templates that clients build."""
+
+    at_once: int = 2
+    """Builds that run at the same time; others wait for their turn."""
+    max_upload_mib: int = 4096
+    """Size of one archive of files that a client may send for a build."""
+    keep_uploads_days: int = 7
+    """How long such an archive stays when no build asks for it."""
+    keep_steps_days: int = 30
+    """How long what a step has left stays when no build asks for it."""
+    images: dict[str, str] = {}
+    """What stands in for images: from their names, which may hold `*`, to templates of this server."""
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if min(self.at_once, self.max_upload_mib, self.keep_uploads_days, self.keep_steps_days) < 1:
+            raise ValueError("the numbers of builds are at least 1")
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything the server's processes have to know."""
 
@@ -145,6 +165,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     egress: Egress = Egress()
     volumes: Volumes = Volumes()
     ahead: Ahead = Ahead()
+    builds: Builds = Builds()
 
     @property
     def state_dir(self) -> Path:
@@ -220,6 +241,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def templates_dir(self) -> Path:
         """Finished templates: `<build id>/manifest.json` and `<build id>/rootfs`."""
         return Path(self.templates) if self.templates else self.state_dir / "templates"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Archives that clients have sent for builds: `<team>/<hash>`; it belongs to the api's user."""
+        return self.state_dir / "uploads"
 
     @property
     def public_domain(self) -> str:

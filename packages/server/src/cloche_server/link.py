@@ -118,16 +118,17 @@ async def call_for_descriptors(
 
 
 async def subscribe(
-    path: Path, method: str, result_type: type[T]
+    path: Path, method: str, result_type: type[T], params: object = None
 ) -> AsyncGenerator[T | tuple[str, msgspec.Raw], None]:
     """Yield the first result, then `(event name, raw data)` for every event, until the other side goes away.
 
     Raises:
         NobodyListens: Nobody listens there.
+        ClocheError: Whatever the other side raised, also in the middle of the events.
     """
     connection = await _connect(path)
     try:
-        await _send(connection, _Request(method))
+        await _send(connection, _Request(method, msgspec.Raw(msgspec.json.encode(params or {}))))
         reply, _ = await _receive(connection)
         if reply is None:
             return
@@ -137,6 +138,7 @@ async def subscribe(
             reply, _ = await _receive(connection)
             if reply is None:
                 return
+            _raise_error(reply)
             yield (reply.event or "", reply.data)
     finally:
         connection.close()

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp
 from cloche_server import link
 from cloche_server.api.admin import AdminEndpoints
 from cloche_server.api.auth import Authenticator
+from cloche_server.api.build_tidying import tidy_regularly
+from cloche_server.api.builds import BuildEndpoints
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.events import EventEndpoints
 from cloche_server.api.forks import ForkEndpoints
@@ -28,6 +30,7 @@ from cloche_server.api.reconcile import compare_regularly, follow_node
 from cloche_server.api.routing import Call, Route, Router
 from cloche_server.api.sandboxes import SandboxEndpoints
 from cloche_server.api.snapshots import SnapshotEndpoints
+from cloche_server.api.template_tags import TagEndpoints
 from cloche_server.api.templates import TemplateEndpoints
 from cloche_server.api.timeouts import TimeoutEndpoints
 from cloche_server.api.unserved import unserved_routes
@@ -101,6 +104,8 @@ def routes_of(control: ControlPlane) -> list[Route]:
         *PausingEndpoints(control).routes(),
         *TimeoutEndpoints(control).routes(),
         *ForkEndpoints(control).routes(),
+        *BuildEndpoints(control).routes(),
+        *TagEndpoints(control).routes(),
         *TemplateEndpoints(control).routes(),
         *VolumeEndpoints(control).routes(),
         *unserved_routes(),
@@ -134,9 +139,10 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         # At its end uvicorn raises the signal again for the handler it found: leave one that returns.
         signal.signal(signal.SIGTERM, _stop(server))
         log.info("api.started", socket=str(config.api_socket))
-        async with anyio.create_task_group() as tasks:
+        async with control.builds.serving(), anyio.create_task_group() as tasks:
             tasks.start_soon(follow_node, control)
             tasks.start_soon(compare_regularly, control)
+            tasks.start_soon(tidy_regularly, control)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
         log.info("api.stopped")

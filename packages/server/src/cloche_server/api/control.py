@@ -7,11 +7,15 @@ from weakref import WeakValueDictionary
 
 import anyio
 
+from cloche_server.api.build_runs import BuildRuns
 from cloche_server.api.template_registry import TemplateRegistry
+from cloche_server.api.uploads import Uploads
 from cloche_server.clock import Clock
 from cloche_server.config import Config
 from cloche_server.placement.base import Placement
 from cloche_server.store.store import Store
+from cloche_server.templates.node_workshop import NodeWorkshop
+from cloche_server.templates.workshop import Workshop
 
 
 class Creations:
@@ -80,9 +84,23 @@ class ControlPlane(NamedTuple):
     network_changes: Turns
     pauses: Turns
     """Pauses, resumes and snapshots of a sandbox."""
+    uploads: Uploads
+    workshop: Workshop
+    builds: BuildRuns
 
     @classmethod
-    def assemble(cls, config: Config, store: Store, placement: Placement, clock: Clock) -> "ControlPlane":
-        """Put the parts together."""
-        templates = TemplateRegistry(store.templates, config.templates_dir, clock)
-        return cls(config, store, placement, clock, templates, Creations(), Turns(), Turns())
+    def assemble(
+        cls,
+        config: Config,
+        store: Store,
+        placement: Placement,
+        clock: Clock,
+        workshop: Workshop | None = None,
+    ) -> "ControlPlane":
+        """Put the parts together; templates are built on this machine's node unless told otherwise."""
+        templates = TemplateRegistry(store.templates, store.template_tags, config.templates_dir, clock)
+        uploads = Uploads(config.uploads_dir, clock, max_bytes=config.builds.max_upload_mib << 20)
+        workshop = workshop or NodeWorkshop(config.node_socket)
+        builds = BuildRuns(config, store, clock, templates, uploads, workshop)
+        turns = (Turns(), Turns())
+        return cls(config, store, placement, clock, templates, Creations(), *turns, uploads, workshop, builds)

@@ -5,9 +5,10 @@ from typing import NamedTuple
 from cloche_server import isolation_choice
 from cloche_server.api.auth import Caller
 from cloche_server.api.control import ControlPlane
-from cloche_server.api.template_registry import DEFAULT_TAG, split_reference
+from cloche_server.api.template_registry import split_reference
 from cloche_server.config import Config
 from cloche_server.ids import BuildId, SnapshotId, TemplateId, is_snapshot_id
+from cloche_server.store.builds import DEFAULT_TAG
 from cloche_server.store.snapshots import SnapshotRecord
 from cloche_wire.errors import InvalidArgument, SnapshotNotFound, TemplateNotFound
 

@@ -165,7 +165,7 @@ class EventsQuery(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class PageQuery(msgspec.Struct, frozen=True, rename="camel"):
-    """Query of `GET /v2/templates`."""
+    """Query of `GET /v2/templates` and `GET /templates/{id}`."""
 
     limit: int = 100
     next_token: str = ""
@@ -354,10 +354,10 @@ class TemplateBuild(msgspec.Struct, frozen=True, rename="camel"):
     build_id: str = field(name="buildID")
     created_at: datetime
     updated_at: datetime
-    finished_at: datetime
     cpu_count: int
     memory_mib: int = field(name="memoryMB")
     disk_mib: int = field(name="diskSizeMB")
+    finished_at: datetime | UnsetType = UNSET
     status: str = "ready"
     envd_version: str = ENVD_VERSION
 

@@ -21,6 +21,7 @@ from cloche_server.api.origins import find_snapshot
 from cloche_server.api.owned import live_sandbox, sandbox_id_of
 from cloche_server.api.routing import Call, Route, reply, with_body, with_query
 from cloche_server.api.template_registry import split_reference
+from cloche_server.api.templates import remove_template
 from cloche_server.ids import new_snapshot_id
 from cloche_server.node.messages import TakeSnapshot
 from cloche_server.store.sandboxes import Cursor, SandboxRecord
@@ -33,7 +34,6 @@ from cloche_wire.errors import (
     SandboxNotFound,
     SnapshotNotFound,
     TemplateNotFound,
-    Unimplemented,
 )
 
 CLEAN_UP_TIMEOUT_S = 10.0
@@ -90,14 +90,13 @@ class SnapshotEndpoints:
         return reply(200, [_shown(call.caller, snapshot) for snapshot in found[:limit]], headers)
 
     async def remove(self, call: Call) -> Response:
-        """`DELETE /templates/{id}` of a snapshot; sandboxes that were made of it live on."""
+        """`DELETE /templates/{id}` of a template or a snapshot; sandboxes made of a snapshot live on."""
         try:
+            await remove_template(self._control, call.caller, call.params["id"])
+        except TemplateNotFound:
             snapshot = await find_snapshot(self._control, call.caller, call.params["id"])
-        except SnapshotNotFound:
-            with suppress(TemplateNotFound):
-                await self._control.templates.resolve(call.caller, call.params["id"])
-                raise Unimplemented("not served by this version: removing a template") from None
-            raise
+        else:
+            return Response(status_code=204)
         with self._control.creations.hold(snapshot.id):
             if not await self._control.store.snapshots.mark_removing(snapshot.team_id, snapshot.id):
                 raise SnapshotNotFound(f"snapshot '{snapshot.id}' not found")
@@ -114,7 +113,7 @@ class SnapshotEndpoints:
                 f"bad name of a snapshot: {wished[:80]!r}", hint="[namespace/]name[:tag] of [a-z0-9_-]"
             )
         with suppress(TemplateNotFound):
-            await self._control.templates.resolve(caller, named[0])
+            await self._control.templates.known(caller, named[0])
             raise AlreadyExists(f"there is a template of that name: {named[0]}")
         return ":".join(named)
 

@@ -1,7 +1,8 @@
 """Which templates there are, and which one a name means.
 
-Finished builds on disk are the truth; the store holds what was found there, for queries. They are read at
-start, and again when a name is not found and the folder may have changed.
+Of those of everyone the finished builds on disk are the truth; the store holds what was found there, for
+queries. They are read at start, and again when a name is not found and the folder may have changed. Those
+that teams build are rows from their first request on.
 """
 
 from collections.abc import Sequence
@@ -11,17 +12,20 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 import structlog
 
+from cloche_server.api import template_names
 from cloche_server.api.auth import Caller
 from cloche_server.clock import Clock
 from cloche_server.ids import BuildId, TemplateId
+from cloche_server.store.builds import DEFAULT_TAG
 from cloche_server.store.schema import EVERYONE
+from cloche_server.store.template_tags import TemplateTags
 from cloche_server.store.templates import Template, Templates
 from cloche_server.templates import manifest, recipe
 from cloche_wire.errors import ClocheError, TemplateNotFound
 
-DEFAULT_TAG = "default"
 RESCAN_AFTER_S = 1.0
 """A folder that looks unchanged is read again on a miss after this time at the earliest."""
 
@@ -31,9 +35,10 @@ log = structlog.get_logger()
 class TemplateRegistry:
     """Names to templates, for one team at a time."""
 
-    def __init__(self, templates: Templates, folder: Path, clock: Clock) -> None:
+    def __init__(self, templates: Templates, tags: TemplateTags, folder: Path, clock: Clock) -> None:
         """Nothing is read yet."""
         self._templates = templates
+        self._tags = tags
         self._folder = folder
         self._clock = clock
         self._scanned: tuple[int, float] | None = None
@@ -42,18 +47,43 @@ class TemplateRegistry:
     async def resolve(self, caller: Caller, reference: str) -> Template:
         """Return the template that an id, a name or an alias means, maybe with `namespace/` or `:tag`.
 
+        Its build is the one that the tag leads to.
+
         Raises:
-            TemplateNotFound: The caller may use no such template, or it is one of ours that nobody has
-                built here; the hint says how to.
+            TemplateNotFound: The caller may use no such template, nothing of it is built, or it is one of
+                ours that nobody has built here; the hint says how to.
         """
-        name = _plain_name(caller, reference)
-        found = None if name is None else await self._templates.find(caller.team_id, name)
-        if found is None and name is not None and self._may_have_changed():
+        template = await self.known(caller, reference)
+        tag = template_names.parse(reference).tag or DEFAULT_TAG
+        if tag == DEFAULT_TAG and template.build_id:
+            return template
+        build = await self._tags.build_of(template.id, tag)
+        if build is None:
+            raise TemplateNotFound(f"template '{reference[:128]}' not found: no build has the tag '{tag}'")
+        size = {"cpu_count": build.cpu_count, "memory_mib": build.memory_mib}
+        return msgspec.structs.replace(template, build_id=build.id, **size)
+
+    async def known(self, caller: Caller, reference: str) -> Template:
+        """Return the template that an id or a name means, whatever its tag, and also before its first build.
+
+        Raises:
+            TemplateNotFound: The caller may use no such template.
+        """
+        found = await self._find(caller, reference)
+        if found is None and self._may_have_changed():
             await self.scan()
-            found = await self._templates.find(caller.team_id, name)
+            found = await self._find(caller, reference)
         if found is None:
-            raise _not_found(reference, name)
+            raise _not_found(caller, reference)
         return found
+
+    async def _find(self, caller: Caller, reference: str) -> Template | None:
+        asked = template_names.parse(reference)
+        if not asked.name:
+            return None
+        if asked.namespace in ("", caller.team_name.lower()):
+            return await self._templates.find(caller.team_id, asked.name)
+        return await self._templates.find_in_namespace(asked.namespace, asked.name)
 
     async def scan(self) -> None:
         """Read all finished builds and make them the templates of everyone."""
@@ -73,26 +103,17 @@ class TemplateRegistry:
 
 def split_reference(caller: Caller, reference: str) -> tuple[str, str] | None:
     """Return name and tag of `[namespace/]name[:tag]`; None when it can mean nothing of the caller's."""
-    name, _, tag = reference.strip().lower().partition(":")
-    namespace, slash, rest = name.rpartition("/")
-    if not rest or (slash and namespace != caller.team_name.lower()):
+    found = template_names.parse(reference)
+    if not found.name or found.namespace not in ("", caller.team_name.lower()):
         return None
-    return rest, tag or DEFAULT_TAG
+    return found.name, found.tag or DEFAULT_TAG
 
 
-def _plain_name(caller: Caller, reference: str) -> str | None:
-    """Strip namespace and tag; None when they cannot mean a template."""
-    match split_reference(caller, reference):
-        case (name, tag) if tag == DEFAULT_TAG:
-            return name
-        case _:
-            return None
-
-
-def _not_found(reference: str, name: str | None) -> TemplateNotFound:
+def _not_found(caller: Caller, reference: str) -> TemplateNotFound:
+    named = split_reference(caller, reference)
     for known in recipe.embedded():
         # Not built here and now: it takes minutes and gigabytes, and anybody with a key can ask for it.
-        if name in (known.template_id, known.name, *known.aliases):
+        if named and named[0] in (known.template_id, known.name, *known.aliases):
             command = f"cloche template build {known.name}"
             return TemplateNotFound(
                 f"template '{known.name}' is not built on this server", hint=f"build it with `{command}`"
@@ -116,6 +137,8 @@ def _read_folder(folder: Path) -> Sequence[Template]:
         except (OSError, ClocheError) as error:
             log.warning("api.template_skipped", path=str(path), error=str(error))
             continue
+        if found.team_id:
+            continue  # a team's own: the store knows it
         known = newest.get(found.template_id)
         if known is None or known.created_at < found.created_at:
             newest[found.template_id] = found
@@ -135,4 +158,5 @@ def _template(found: manifest.Manifest) -> Template:
         disk_mib=0,
         created_at=found.created_at.astimezone(UTC),
         isolation=found.isolation,
+        is_public=True,
     )

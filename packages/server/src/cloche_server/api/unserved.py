@@ -6,18 +6,8 @@ from cloche_server.api.routing import Call, Route
 from cloche_wire.errors import Unimplemented
 
 _PATHS = (
-    ("POST", "/v3/templates"),
     ("POST", "/v2/templates"),
     ("POST", "/templates"),
-    ("PATCH", "/templates/{id}"),
-    ("PATCH", "/v2/templates/{id}"),
-    ("GET", "/templates/{id}/files/{hash}"),
-    ("POST", "/v2/templates/{id}/builds/{build}"),
-    ("GET", "/templates/{id}/builds/{build}/status"),
-    ("GET", "/templates/{id}/builds/{build}/logs"),
-    ("POST", "/templates/tags"),
-    ("DELETE", "/templates/tags"),
-    ("GET", "/templates/{id}/tags"),
     ("GET", "/secrets"),
     ("POST", "/secrets"),
     ("GET", "/secrets/{id}"),

@@ -72,6 +72,7 @@ def make_folders(config: Config) -> None:
     _folder(config.state_dir / "log", 0o700)
     _folder(config.state_dir / "node", 0o700)
     _folder(config.database.parent, 0o700, owner=API_UID)
+    _folder(config.uploads_dir, 0o700, owner=API_UID)
     _folder(config.templates_dir, 0o755)
 
 

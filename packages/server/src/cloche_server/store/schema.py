@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0005"
+VERSION = "0006"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -81,6 +81,8 @@ templates = Table(
     Column("isolation", Text, nullable=False, server_default=""),
     Column("spawn_count", Integer, nullable=False),
     Column("last_spawned_at", UtcDateTime),
+    # Of a team's own: whether others may use it too.
+    Column("is_public", Boolean, nullable=False, server_default="0"),
 )
 
 template_names = Table(
@@ -90,6 +92,63 @@ template_names = Table(
     Column("name", Text, nullable=False),
     Column("template_id", Text, nullable=False),
     PrimaryKeyConstraint("owner", "name", name="pk_template_names"),
+)
+
+builds = Table(
+    "builds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("template_id", Text, nullable=False),
+    Column("team_id", Text, ForeignKey("teams.id", name="fk_builds_team_id"), nullable=False),
+    Column("state", Text, nullable=False),
+    # The tags that lead to it once it is ready.
+    Column("tags", JSON, nullable=False),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    # Why it failed, and in which step.
+    Column("message", Text, nullable=False),
+    Column("step", Text),
+    Index("ix_builds_template", "template_id", "created_at"),
+    Index("ix_builds_state", "state"),
+)
+
+build_logs = Table(
+    "build_logs",
+    metadata,
+    Column("build_id", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("level", Text, nullable=False),
+    Column("step", Text),
+    Column("message", Text, nullable=False),
+    PrimaryKeyConstraint("build_id", "number", name="pk_build_logs"),
+)
+
+template_tags = Table(
+    "template_tags",
+    metadata,
+    Column("template_id", Text, nullable=False),
+    Column("tag", Text, nullable=False),
+    Column("build_id", Text, nullable=False),
+    Column("assigned_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("template_id", "tag", name="pk_template_tags"),
+    Index("ix_template_tags_build", "build_id"),
+)
+
+cached_steps = Table(
+    "cached_steps",
+    metadata,
+    Column("team_id", Text, nullable=False),
+    # Hash of everything the steps up to this one were made from.
+    Column("key", Text, nullable=False),
+    Column("layers", JSON, nullable=False),
+    Column("context", JSON, nullable=False),
+    Column("used_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("team_id", "key", name="pk_cached_steps"),
+    Index("ix_cached_steps_used", "used_at"),
 )
 
 sandboxes = Table(

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from cloche_server.store.builds import Builds
+from cloche_server.store.cached_steps import CachedSteps
 from cloche_server.store.events import Events
 from cloche_server.store.keys import Keys
 from cloche_server.store.liveness import Liveness
@@ -11,6 +13,7 @@ from cloche_server.store.sandboxes import Sandboxes
 from cloche_server.store.session import Database, prepare_file
 from cloche_server.store.snapshots import Snapshots
 from cloche_server.store.team_load import TeamLoad
+from cloche_server.store.template_tags import TemplateTags
 from cloche_server.store.templates import Templates
 from cloche_server.store.volumes import Volumes
 
@@ -21,6 +24,9 @@ class Store(NamedTuple):
     database: Database
     keys: Keys
     templates: Templates
+    builds: Builds
+    template_tags: TemplateTags
+    cached_steps: CachedSteps
     sandboxes: Sandboxes
     pausing: Pausing
     snapshots: Snapshots
@@ -47,6 +53,9 @@ class Store(NamedTuple):
             database,
             Keys(database),
             Templates(database),
+            Builds(database),
+            TemplateTags(database),
+            CachedSteps(database),
             Sandboxes(database),
             Pausing(database),
             Snapshots(database),

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from cloche_server.ids import BuildId, TeamId, TemplateId
-from cloche_server.store.schema import EVERYONE, template_names, templates
+from cloche_server.store.schema import EVERYONE, sandboxes, snapshots, teams, template_names, templates
 from cloche_server.store.session import Database
 
 
@@ -29,15 +29,18 @@ class Template(msgspec.Struct, frozen=True):
     """The one it is for; empty: the server's."""
     spawn_count: int = 0
     last_spawned_at: datetime | None = None
+    is_public: bool = False
+    """Whether every team may use it."""
 
     @property
-    def is_public(self) -> bool:
-        """Whether every team may use it."""
+    def is_default(self) -> bool:
+        """Whether it came with the server, so that its name needs no namespace in any team."""
         return self.owner == EVERYONE
 
 
 # Made once: to put a statement together takes longer than to have it carried out.
-_usable = or_(templates.c.owner == bindparam("team"), templates.c.owner == EVERYONE)
+_near = or_(templates.c.owner == bindparam("team"), templates.c.owner == EVERYONE)
+_usable = or_(_near, templates.c.is_public)
 _is_named = exists().where(
     template_names.c.template_id == templates.c.id,
     template_names.c.owner == templates.c.owner,
@@ -45,9 +48,14 @@ _is_named = exists().where(
 )
 _FIND = (
     select(templates)
-    .where(_usable, or_(templates.c.id == bindparam("reference"), _is_named))
+    .where(or_(and_(_usable, templates.c.id == bindparam("reference")), and_(_near, _is_named)))
     .order_by(templates.c.owner.desc())
     .limit(1)
+)
+_FIND_IN_NAMESPACE = (
+    select(templates)
+    .join(teams, teams.c.id == templates.c.owner)
+    .where(templates.c.is_public, func.lower(teams.c.name) == bindparam("namespace"), _is_named)
 )
 _COUNT_SPAWN = (
     update(templates)
@@ -69,6 +77,32 @@ class Templates:
         def work(connection: Connection) -> Template | None:
             row = connection.execute(_FIND, {"team": team, "reference": reference}).mappings().one_or_none()
             return None if row is None else Template(**row)
+
+        return await self._database.read(work)
+
+    async def find_in_namespace(self, namespace: str, name: str) -> Template | None:
+        """Return the template of that name which another team, of the name `namespace`, has made public."""
+
+        def work(connection: Connection) -> Template | None:
+            asked = {"namespace": namespace, "reference": name}
+            row = connection.execute(_FIND_IN_NAMESPACE, asked).mappings().one_or_none()
+            return None if row is None else Template(**row)
+
+        return await self._database.read(work)
+
+    async def set_public(self, team: TeamId, template: TemplateId, *, is_public: bool) -> None:
+        """Say whether other teams may use a template of the team's own."""
+        own = and_(templates.c.id == template, templates.c.owner == team)
+        change = update(templates).where(own).values(is_public=is_public)
+        await self._database.write(lambda connection: connection.execute(change))
+
+    async def is_in_use(self, template: TemplateId) -> bool:
+        """Whether a sandbox that is there or a snapshot, of whatever team, stands on a build of it."""
+        living = exists().where(sandboxes.c.template_id == template, sandboxes.c.state != "ended")
+        kept = exists().where(snapshots.c.template_id == template)
+
+        def work(connection: Connection) -> bool:
+            return bool(connection.execute(select(or_(living, kept))).scalar_one())
 
         return await self._database.read(work)
 

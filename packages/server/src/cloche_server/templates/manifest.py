@@ -39,15 +39,28 @@ class Manifest(msgspec.Struct, frozen=True):
     recipe_hash: str
     """Of everything the build was made from: the same hash needs no new build."""
     rootfs: str = "rootfs"
-    """Folder of the root, relative to the manifest."""
+    """Folder of the root, relative to the manifest, unless it has `layers`."""
+    layers: list[str] = []
+    """Names of what it is made of, uppermost first; see `node.layers`."""
     default_user: str = "user"
     default_workdir: str = "/home/user"
     env: dict[str, str] = {}
     """Environment of every process of its sandboxes, below what the creator of a sandbox asks for."""
     isolation: str = ""
     """The driver that its sandboxes get where their creator asks for none; empty: the server's."""
+    team_id: str = ""
+    """Of the team that has built it and says who may use it; empty: everyone's."""
     warnings: list[str] = []
     """What its owner should know of the build, though it has succeeded: a sentence each."""
+    start_cmd: str = ""
+    """Runs in every sandbox from its beginning."""
+    ready_cmd: str = ""
+    """Succeeds once the start command is so far."""
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """What a template that is made of this one lies on: a root of its own goes by the build's id."""
+        return tuple(self.layers) or (self.build_id,)
 
 
 def read(path: Path) -> Manifest:

@@ -1,0 +1,133 @@
+"""The workshop on this machine's node: each verb is one call over its Unix socket.
+
+A bench is a call that stays: the sandbox ends with its connection, so that nothing is left of a build whose
+api was killed.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cloche_server import link
+from cloche_server.node.build_messages import (
+    BuildExited,
+    BuildLine,
+    BuildOpened,
+    CommitBuild,
+    LayerMade,
+    OpenBuild,
+    PublishBuild,
+    PutInBuild,
+    RemoveBuild,
+    RunInBuild,
+)
+from cloche_server.templates.manifest import Manifest
+from cloche_server.templates.workshop import Command, CopyIn, Finished, Layer, OnLine, Setting
+from cloche_wire.errors import DeadlineExceeded, Unavailable
+
+COPY_TIMEOUT_S = 1800.0
+"""For an archive to be unpacked."""
+COMMIT_TIMEOUT_S = 600.0
+CALL_TIMEOUT_S = 60.0
+
+
+class NodeWorkshop:
+    """See `workshop.Workshop`."""
+
+    def __init__(self, node_socket: Path) -> None:
+        """Speak to this node; it need not be up yet."""
+        self._node = node_socket
+
+    @asynccontextmanager
+    async def bench(self, setting: Setting) -> AsyncGenerator["NodeBench"]:
+        """See `workshop.Workshop.bench`."""
+        order = OpenBuild(
+            setting.build_id, setting.team_id, setting.layers, setting.cpu_count, setting.memory_mib
+        )
+        feed = link.subscribe(self._node, "build_open", BuildOpened, order)
+        async with aclosing(feed) as events:
+            opened = await anext(events, None)
+            if not isinstance(opened, BuildOpened):
+                raise Unavailable("the node has closed the connection before a sandbox was there")
+            yield NodeBench(self._node, opened.sandbox_id)
+
+    async def publish(self, finished: Finished, on_line: OnLine) -> None:
+        """See `workshop.Workshop.publish`."""
+        order = PublishBuild(finished.team_id, msgspec.Raw(msgspec.json.encode(_manifest(finished))))
+        async with aclosing(link.subscribe(self._node, "publish", dict[str, Any], order)) as events:
+            async for event in events:
+                if isinstance(event, tuple) and event[0] == "line":
+                    line = msgspec.json.decode(event[1], type=BuildLine)
+                    await on_line(line.stream, line.text)
+
+    async def remove(self, build_id: str) -> None:
+        """See `workshop.Workshop.remove`."""
+        await _call(self._node, "unpublish", RemoveBuild(build_id), dict[str, Any], CALL_TIMEOUT_S)
+
+
+class NodeBench:
+    """See `workshop.Bench`."""
+
+    def __init__(self, node_socket: Path, sandbox_id: str) -> None:
+        """Work in this sandbox of the node's."""
+        self._node = node_socket
+        self._sandbox_id = sandbox_id
+
+    async def run(self, command: Command, on_line: OnLine) -> int:
+        """See `workshop.Bench.run`."""
+        order = RunInBuild(self._sandbox_id, tuple(command.argv), command.user, command.workdir, command.env)
+        async with aclosing(link.subscribe(self._node, "build_run", dict[str, Any], order)) as events:
+            async for event in events:
+                match event:
+                    case ("line", data):
+                        line = msgspec.json.decode(data, type=BuildLine)
+                        await on_line(line.stream, line.text)
+                    case ("exited", data):
+                        return msgspec.json.decode(data, type=BuildExited).status
+                    case _:
+                        continue
+        raise Unavailable("the sandbox of the build is gone")
+
+    async def copy_in(self, files: CopyIn) -> None:
+        """See `workshop.Bench.copy_in`."""
+        order = PutInBuild(
+            self._sandbox_id, str(files.archive), files.source, files.target, files.owner, files.mode
+        )
+        await _call(self._node, "build_put", order, dict[str, Any], COPY_TIMEOUT_S)
+
+    async def commit(self) -> Layer:
+        """See `workshop.Bench.commit`."""
+        order = CommitBuild(self._sandbox_id)
+        made = await _call(self._node, "build_commit", order, LayerMade, COMMIT_TIMEOUT_S)
+        return Layer(made.layer_id, made.size_bytes, made.entries)
+
+
+def _manifest(finished: Finished) -> Manifest:
+    return Manifest(
+        template_id=finished.template_id,
+        build_id=finished.build_id,
+        name=finished.name,
+        aliases=[],
+        cpu_count=finished.cpu_count,
+        memory_mib=finished.memory_mib,
+        created_at=datetime.now(UTC),
+        recipe_hash="",
+        layers=list(finished.layers),
+        default_user=finished.default_user,
+        default_workdir=finished.default_workdir,
+        env=finished.env,
+        team_id=finished.team_id,
+        start_cmd=finished.start_cmd,
+        ready_cmd=finished.ready_cmd,
+    )
+
+
+async def _call(node: Path, method: str, params: object, answer: type[Any], timeout_s: float) -> Any:  # noqa: ANN401 -- the caller names the type
+    try:
+        return await link.call(node, method, params, answer, timeout_s=timeout_s)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"the node did not answer {method} within {timeout_s:g} s") from error
