@@ -1,32 +1,196 @@
-"""`cloche template`: build embedded templates, the default one ahead of the first start."""
+"""`cloche template`: build, list, inspect and delete templates; remove what no build needs any more."""
 
 from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import click
 
 from cloche_server import config as configuration
+from cloche_server import link
 from cloche_server.cli.output import explain, is_root, note, state_option
+from cloche_server.cli.remote import Remote
 from cloche_server.isolation import syscalls
-from cloche_server.templates import builder, host_settings, recipe
+from cloche_server.node.build_messages import LayerMade, Pruned, PruneLayers
+from cloche_server.store.first_key import open_as_operator
+from cloche_server.templates import builder, host_settings, manifest, recipe
+from cloche_wire.errors import DeadlineExceeded, InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from cloche_server.config import Config
+
+_NODE_TIMEOUT_S = 600.0
+T = TypeVar("T")
+_EMBEDDED = tuple(known.name for known in recipe.embedded())
 
 
 @click.group()
 def template() -> None:
-    """Build the templates that Cloche brings."""
+    """Build, list, inspect and delete templates."""
 
 
 @template.command()
-@click.argument("name", type=click.Choice([known.name for known in recipe.embedded()]), default=recipe.NAME)
+@click.argument("what", default=recipe.NAME, metavar="[PATH|NAME]")
+@click.option("--name", "-n", default="", help="Name of the template, maybe with `:tag`; else the folder's.")
+@click.option("--tag", "-t", "tags", multiple=True, help="One more tag that leads to this build.")
+@click.option("--file", "-f", "file", default="", help="The Dockerfile's name in the folder.")
+@click.option(
+    "--cmd", "-c", "start_cmd", default="", help="Start command: runs in each sandbox from its start."
+)
+@click.option("--ready-cmd", default="", help="Succeeds when the start command is ready.")
+@click.option("--cpu-count", type=int, help="CPUs of its sandboxes.  [default: 2]")
+@click.option("--memory-mb", type=int, help="Memory of its sandboxes in MiB.  [default: 1024]")
+@click.option("--build-arg", "build_args", multiple=True, metavar="NAME=VALUE", help="Value of an ARG.")
+@click.option("--target", default="", help="The stage to stop at; else the last one.")
+@click.option("--no-cache", is_flag=True, help="Run every step, also where its result is known.")
 @state_option
-def build(name: str, state: str | None) -> None:
-    """Build a template where it is missing or its recipe has changed; the default one unless named."""
+def build(what: str, file: str, state: str | None, **wishes: Any) -> None:  # noqa: ANN401 -- click's options
+    """Build a template from the Dockerfile of a folder, or one that Cloche brings by its name.
+
+    Without an argument it is the default template, where that is missing or its recipe has changed.
+    """
+    with explain():
+        if what in _EMBEDDED and not Path(what).is_dir():
+            _build_embedded(what, state)
+            return
+        _build_folder(Path(what), file, state, wishes)
+
+
+def _build_embedded(name: str, state: str | None) -> None:
+    config = configuration.load({"state": state})
+    if is_root():
+        # SAFETY: before the builder mounts anything; see `serve`.
+        syscalls.enter_private_mounts()
+    certificates = host_settings.extra_certificates()
+    (wanted,) = (known for known in recipe.embedded(certificates) if known.name == name)
+    made = builder.ensure(config, wanted, note)
+    note(f"template {made.name} ({made.template_id}) lies in {config.templates_dir / made.build_id}")
+
+
+def _build_folder(path: Path, file: str, state: str | None, wishes: dict[str, Any]) -> None:
+    from rich.console import Console  # drawn in by this command alone
+
+    from cloche_server.cli import template_build
+
+    if not path.exists():
+        hint = f"a folder with a Dockerfile, or one of: {', '.join(_EMBEDDED)}"
+        raise NotFound(f"no such folder: {path}", hint=hint)
+    dockerfile = path if path.is_file() else template_build.find_dockerfile(path, file)
+    name = wishes.pop("name") or re.sub(r"[^a-z0-9_-]+", "-", dockerfile.absolute().parent.name.lower())
+    wish = template_build.Wish(name, memory_mib=wishes.pop("memory_mb"), **wishes)
+    console = Console(soft_wrap=True)
+    made = template_build.build(Remote.of(state), dockerfile, dockerfile.parent, wish, console)
+    console.print(f"template [bold]{name}[/] ({made.template_id}) is ready, took {made.took_s:.1f} s")
+
+
+@template.command(name="list")
+@state_option
+def list_templates(state: str | None) -> None:
+    """List the templates that the key's team may use."""
+    with explain():
+        found = Remote.of(state).ask("GET", "/templates")
+    rows = [["ID", "NAME", "CPUS", "MEMORY", "BUILDS", "STATUS", "PUBLIC", "UPDATED"]]
+    for one in found:
+        memory = f"{one['memoryMB']} MiB"
+        shown = [one["templateID"], one["names"][0], str(one["cpuCount"]), memory, str(one["buildCount"])]
+        rows.append([*shown, one["buildStatus"], "yes" if one["public"] else "no", one["updatedAt"][:16]])
+    _print_table(rows)
+
+
+@template.command()
+@click.argument("name")
+@state_option
+def inspect(name: str, state: str | None) -> None:
+    """Show a template's builds; on the server's own machine, as root, its layers and their sizes too."""
+    with explain():
+        found = Remote.of(state).ask("GET", f"/templates/{quote(name, safe='')}")
+        note(f"template  {found['names'][0]} ({found['templateID']})")
+        note(f"size      {found['cpuCount']} CPUs, {found['memoryMB']} MiB")
+        note(f"public    {'yes' if found['public'] else 'no'}")
+        note("")
+        builds = [[b["buildID"], b["status"], b["createdAt"][:16]] for b in found["builds"]]
+        _print_table([["BUILD", "STATUS", "REQUESTED"], *builds])
+        config = configuration.load({"state": state})
+        if is_root() and (config.templates_dir / found["buildID"]).is_dir():
+            _print_layers(config, found["buildID"])
+
+
+def _print_layers(config: Config, build_id: str) -> None:
+    made = manifest.read(config.templates_dir / build_id / manifest.MANIFEST_NAME)
+    known = {layer.layer_id: layer for layer in asyncio.run(_ask_node(config, "layers", {}, list[LayerMade]))}
+    note("")
+    rows = [["LAYER, UPPERMOST FIRST", "ENTRIES", "MIB"]]
+    for name in made.layer_names:
+        layer = known.get(name)
+        sizes = (
+            [str(layer.entries), f"{layer.size_bytes / (1 << 20):.1f}"]
+            if layer
+            else ["", "a root of its own"]
+        )
+        rows.append([name, *sizes])
+    _print_table(rows)
+    note("")
+    note(f"user      {made.default_user} in {made.default_workdir}")
+    note(f"start     {made.start_cmd or '-'}")
+    note(f"ready     {made.ready_cmd or '-'}")
+    for warning in made.warnings:
+        note(f"warning   {warning}")
+
+
+@template.command()
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@state_option
+def delete(name: str, state: str | None, *, yes: bool) -> None:
+    """Delete a template of the key's team with all its builds."""
+    if not yes:
+        click.confirm(f"Delete the template {name} with all its builds?", abort=True)
+    with explain():
+        Remote.of(state).ask("DELETE", f"/templates/{quote(name, safe='')}")
+    note(f"{name} is deleted")
+
+
+@template.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@state_option
+def prune(state: str | None, *, dry_run: bool) -> None:
+    """Remove layers that no template and no sandbox needs, and no build has asked for lately."""
     with explain():
         config = configuration.load({"state": state})
-        if is_root():
-            # SAFETY: before the builder mounts anything; see `serve`.
-            syscalls.enter_private_mounts()
-        (wanted,) = (
-            known for known in recipe.embedded(host_settings.extra_certificates()) if known.name == name
-        )
-        made = builder.ensure(config, wanted, note)
-        note(f"template {made.name} ({made.template_id}) lies in {config.templates_dir / made.build_id}")
+        removed = asyncio.run(_prune(config, dry_run=dry_run))
+    verb = "would be" if dry_run else "were"
+    note(f"{len(removed.layers)} layers {verb} removed: {removed.size_bytes / (1 << 20):.1f} MiB")
+
+
+async def _ask_node(config: Config, method: str, params: object, answer: type[T]) -> T:
+    try:
+        return await link.call(config.node_socket, method, params, answer, timeout_s=_NODE_TIMEOUT_S)
+    except TimeoutError as error:
+        raise DeadlineExceeded("the node has not answered in time") from error
+
+
+async def _prune(config: Config, *, dry_run: bool) -> Pruned:
+    if not is_root():
+        raise InvalidArgument("only root speaks to the node", hint="run it with sudo")
+    store = open_as_operator(config)
+    try:
+        since = datetime.now(UTC) - timedelta(days=config.builds.keep_steps_days)
+        kept = await store.cached_steps.layers_used_since(since)
+        order = PruneLayers(tuple(sorted(kept)), dry_run=dry_run)
+        removed = await _ask_node(config, "prune_layers", order, Pruned)
+        if not dry_run:
+            await store.cached_steps.forget({layer.layer_id for layer in removed.layers})
+    finally:
+        store.close()
+    return removed
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        note("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
