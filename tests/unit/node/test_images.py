@@ -1,13 +1,15 @@
 """Images: a name means that all of it is there, and every byte is what was written."""
 
 import asyncio
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 from tests.unit.node.conftest import BUILD_ID
 
 from cloche_server.node import images as images_module
-from cloche_server.node.images import Images, Manifest
+from cloche_server.node.images import FileSum, Images, Manifest
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
 pytestmark = pytest.mark.anyio
@@ -122,7 +124,12 @@ async def test_those_who_ask_at_the_same_time_have_it_read_once(
     folder = await made(images)
     read: list[str] = []
     sum_of = images_module._sum  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(images_module, "_sum", lambda path: read.append(path.name) or sum_of(path))
+
+    def noted(path: Path, piece_bytes: int) -> FileSum:
+        read.append(path.name)
+        return sum_of(path, piece_bytes)
+
+    monkeypatch.setattr(images_module, "_sum", noted)
 
     async def ask() -> None:
         said.append((await images.open("a-1", FORMAT))[0])
@@ -140,7 +147,7 @@ async def test_those_who_ask_at_the_same_time_have_it_read_once(
 async def test_what_is_kept_for_now_is_neither_synced_nor_read_and_ends_with_the_process(
     images: Images, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def never(path: Path) -> None:
+    def never(path: Path, *_: int) -> None:
         raise AssertionError(path)
 
     monkeypatch.setattr(images_module, "sync", never)
@@ -166,3 +173,44 @@ async def test_what_was_kept_for_now_can_be_removed(images: Images, tmp_path: Pa
     images.remove("a-1")
     assert "a-1" not in images
     assert list((tmp_path / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [0, 999, 1000, 8191, 16_000, 16_383])
+async def test_damage_to_any_piece_is_found(
+    images: Images, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.setattr(images_module, "_PIECE_BYTES", 1000)
+    path = await made(images) / "pages.img"
+    await images.open("a-1", FORMAT)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SnapshotUnusable, match=r"pages\.img is not what was written"):
+        await images.open("a-1", FORMAT)
+
+
+async def test_pieces_that_have_changed_places_are_found(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "_PIECE_BYTES", 1000)
+    path = await made(images) / "pages.img"
+    content = path.read_bytes()
+    path.write_bytes(content[1000:2000] + content[:1000] + content[2000:])
+    with pytest.raises(SnapshotUnusable):
+        await images.open("a-1", FORMAT)
+
+
+async def test_image_of_an_earlier_version_is_opened(images: Images, tmp_path: Path) -> None:
+    """Its hashes are of whole files, and nothing says so."""
+    content = b"memory" * 1000
+    folder = tmp_path / "images" / "a-1"
+    folder.mkdir()
+    (folder / "pages.img").write_bytes(content)
+    files = {"pages.img": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    said = {"format": FORMAT, "build_id": BUILD_ID, "runtime_tree": "tree", "files": files}
+    manifest = json.dumps(said).encode()
+    (folder / "manifest").write_bytes(hashlib.sha256(manifest).hexdigest().encode() + b"\n" + manifest)
+    await images.open("a-1", FORMAT)
+    (folder / "pages.img").write_bytes(content[:-1] + b"x")
+    with pytest.raises(SnapshotUnusable):
+        await images.open("a-1", FORMAT)

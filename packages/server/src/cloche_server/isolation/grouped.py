@@ -33,9 +33,11 @@ class GroupedDriver:
     async def _end_group(self, sandbox_id: str) -> None:
         """End every process in a sandbox's groups, and remove them. Idempotent."""
         while stray := self._groups.pids(sandbox_id):
-            for known in filter(None, map(identity.identify, stray)):
-                identity.kill(known)
-                await identity.wait_for_exit(known)
+            known = list(filter(None, map(identity.identify, stray)))
+            for one in known:
+                identity.kill(one)
+            for one in known:
+                await identity.wait_for_exit(one)
             await asyncio.sleep(0)
         await self._groups.remove(sandbox_id)
 

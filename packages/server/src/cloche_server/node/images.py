@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,9 @@ from cloche_server.node import threads
 from cloche_server.node.durability import sync
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
+_PIECE_BYTES = 8 << 20
+"""Pieces are read by as many threads as there are cores: one core does 1.7 GB/s."""
+_READ_BYTES = 1 << 20
 _MANIFEST = "manifest"
 _UNFINISHED = ".new"
 
@@ -32,6 +36,9 @@ class FileSum(msgspec.Struct, frozen=True):
 
     size: int
     sha256: str
+    piece_bytes: int = 0
+    """The hash is that of the hashes of pieces of so many bytes, one after the other; 0: of the file itself,
+    as earlier versions wrote it."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -170,7 +177,7 @@ class Images:
         saved = sorted(begun.iterdir())
         with ThreadPoolExecutor(1) as beside:  # the disk writes while we read the same pages from memory
             synced = beside.submit(lambda: [sync(path) for path in saved])
-            sums = {path.name: _sum(path) for path in saved}
+            sums = {path.name: _sum(path, _PIECE_BYTES) for path in saved}
             synced.result()
         manifest = msgspec.structs.replace(manifest, files=sums)
         content = msgspec.json.encode(manifest)
@@ -192,7 +199,7 @@ class Images:
             )
         for file, wanted in manifest.files.items():
             try:
-                found = _sum(folder / file)
+                found = _sum(folder / file, wanted.piece_bytes)
             except OSError as error:
                 raise SnapshotUnusable(f"image {name} is damaged: {file}: {error.strerror}") from error
             if found != wanted:
@@ -211,7 +218,26 @@ class Images:
         return msgspec.json.decode(content, type=Manifest)
 
 
-def _sum(path: Path) -> FileSum:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return FileSum(file.tell(), digest.hexdigest())
+def _sum(path: Path, piece_bytes: int) -> FileSum:
+    """What a file is, by pieces of so many bytes; 0: as a whole."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        if not piece_bytes:
+            return FileSum(size, _piece(descriptor, 0, size).hex())
+        starts = range(0, size, piece_bytes)
+        ends = [min(start + piece_bytes, size) for start in starts]
+        with ThreadPoolExecutor(os.cpu_count()) as readers:
+            pieces = readers.map(_piece, [descriptor] * len(starts), starts, ends)
+            return FileSum(size, hashlib.sha256(b"".join(pieces)).hexdigest(), piece_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _piece(descriptor: int, offset: int, end: int) -> bytes:
+    """SHA-256 of a part of a file, or of what there is of it."""
+    digest = hashlib.sha256()
+    while offset < end and (read := os.pread(descriptor, min(_READ_BYTES, end - offset), offset)):
+        digest.update(read)
+        offset += len(read)
+    return digest.digest()
