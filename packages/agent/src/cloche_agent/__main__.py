@@ -26,10 +26,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloche_agent.activity import ActivityHandler
 from cloche_agent.envd import envd_handler
-from cloche_agent.http import HttpServer, Request, Response, json_response, listen_on, open_to_browsers
+from cloche_agent.http import (
+    Handler,
+    HttpServer,
+    Request,
+    Response,
+    json_response,
+    listen_on,
+    open_to_browsers,
+)
 from cloche_agent.init import Sandbox
 from cloche_agent.kernels.service import InterpreterService
 from cloche_agent.kernels.zygote import Zygote
+from cloche_agent.lasting import Answers, continuing
 from cloche_agent.pausable_loop import PausableLoop
 from cloche_agent.process.spawn import Reaper
 from cloche_agent.sudo import serve_where_needed
@@ -173,13 +182,21 @@ async def _serve(options: _Options) -> None:
     kernels = InterpreterService(sandbox, reaper, options.kernels_path)
     # An ordinary process, in tests, has no sandbox around it: there "inside" is the whole machine.
     health, nothing = (_health, _nothing) if os.getpid() == 1 else (None, None)
+    answers = Answers() if options.is_saved else None
+    if answers is not None:
+        sandbox.on_restore.append(answers.restored)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_keep_up(kernels))
         tasks.create_task(serve_where_needed(reaper))
-        interpreter = open_to_browsers(kernels.handle)
-        tasks.create_task(HttpServer().serve(options.interpreter, interpreter, inside=health))
-        envd = open_to_browsers(envd_handler(sandbox, reaper, tasks))
-        tasks.create_task(HttpServer().serve(options.envd, envd, inside=nothing))
+
+        def serve(listener: socket.socket, handler: Handler, inside: Handler | None) -> None:
+            handler = open_to_browsers(handler)
+            if answers is not None:
+                handler = continuing(answers, sandbox.authorized, handler)
+            tasks.create_task(HttpServer(answers=answers).serve(listener, handler, inside=inside))
+
+        serve(options.interpreter, kernels.handle, health)
+        serve(options.envd, envd_handler(sandbox, reaper, tasks), nothing)
         if os.getpid() == 1 and options.interpreter.family == socket.AF_UNIX:
             tasks.create_task(_tell_health_inside())
 

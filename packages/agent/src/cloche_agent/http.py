@@ -14,13 +14,15 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import parse_qsl, unquote
 
 import h11
 
-from cloche_agent.tunnel import Tunnel
 from cloche_wire.errors import ClocheError, Internal, InvalidArgument, ResourceExhausted, TooLarge
+
+if TYPE_CHECKING:
+    from cloche_agent.lasting import Answer, Answers
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,18 @@ class Request:
             yield piece
 
 
+class Successor(Protocol):
+    """What a connection is handed to that has switched protocols."""
+
+    async def join(self, client: asyncio.Transport, early: bytes) -> None:
+        """Serve it to its end; reading is paused, and `early` has come already."""
+        ...
+
+    def close(self) -> None:
+        """Give up what it holds, also where it was never joined."""
+        ...
+
+
 @dataclass(slots=True)
 class Response:
     """One answer. A body that is an iterator is sent chunked, unless the headers give its length."""
@@ -120,7 +134,7 @@ class Response:
     status: int = 200
     headers: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     body: bytes | AsyncIterator[bytes] = b""
-    tunnel: Tunnel | None = None
+    tunnel: Successor | None = None
     """With status 101 and without a body: what the connection is joined to."""
 
 
@@ -179,9 +193,15 @@ def listen_on(port: int) -> socket.socket:
 class HttpServer:
     """Serves one handler on listening sockets."""
 
-    def __init__(self, max_connections: int = _MOST_CONNECTIONS) -> None:
-        """Serve nothing yet; further connections than `max_connections` are answered with 429 and closed."""
+    def __init__(self, max_connections: int = _MOST_CONNECTIONS, answers: Answers | None = None) -> None:
+        """Serve nothing yet.
+
+        Args:
+            max_connections: Further ones are answered with 429 and closed.
+            answers: Has those that are to outlast a checkpoint.
+        """
         self._max_connections = max_connections
+        self._answers = answers
         self._connections = 0
 
     async def serve(
@@ -202,7 +222,7 @@ class HttpServer:
                 if self._connections >= self._max_connections:
                     return _Surplus()
                 self._connections += 1
-                connection = _Connection(connections, handler, inside or handler)
+                connection = _Connection(connections, handler, inside or handler, self._answers)
                 connection.on_lost = self._forget_one
                 return connection
 
@@ -248,8 +268,12 @@ class _Surplus(asyncio.Protocol):
 class _Connection(asyncio.Protocol):
     """One connection: bytes in through the callbacks, requests served by `_serve` in a task of the server."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, handler: Handler, inside: Handler) -> None:
+    def __init__(
+        self, tasks: asyncio.TaskGroup, handler: Handler, inside: Handler, answers: Answers | None
+    ) -> None:
         self._tasks = tasks
+        self._answers = answers
+        self._answer: Answer | None = None
         self._handler = handler
         self._inside = inside
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_LARGEST_HEAD_BYTES)
@@ -264,7 +288,9 @@ class _Connection(asyncio.Protocol):
     # --- callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # create_server only makes stream transports
+        self._connection = cast("asyncio.Transport", transport)  # create_server only makes stream transports
+        self._transport: asyncio.Transport | Answer = self._connection
+        self._restores = 0 if self._answers is None else self._answers.restores
         self._transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -285,12 +311,33 @@ class _Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # No peer causes this error. gVisor's network stack has it after a checkpoint, in the sandbox that
+        # goes on and in those that are restored.
+        was_cut = isinstance(exc, ConnectionAbortedError)
+        if was_cut and self._answer is not None and self._can_last(self._answer):
+            self._writable.clear()
+            self._answer.wait()
+        else:
+            self.give_up(was_cut=was_cut)
+
+    def _can_last(self, answer: Answer) -> bool:
+        """Whether the client was this sandbox's, all of the request is here, and there is more to say."""
+        is_same = self._answers is not None and self._answers.restores == self._restores
+        return is_same and self._h11.their_state is not h11.SEND_BODY and not answer.ended.is_set()
+
+    def go_on(self, transport: asyncio.Transport) -> None:
+        """See `lasting.Owner`."""
+        self._connection = transport
+        transport.set_protocol(self)
+        transport.resume_reading()
+        self._writable.set()
+
+    def give_up(self, *, was_cut: bool) -> None:
+        """See `lasting.Owner`."""
         if self.on_lost is not None:
             self.on_lost()
         self._writable.set()
-        # No peer causes this error. gVisor's network stack has it after a checkpoint, in the sandbox that
-        # goes on and in those that are restored.
-        self._was_cut = isinstance(exc, ConnectionAbortedError)
+        self._was_cut = was_cut
         self._task.cancel()
 
     def pause_writing(self) -> None:
@@ -358,7 +405,9 @@ class _Connection(asyncio.Protocol):
             return False
         method = head.method.decode("ascii")
         try:
-            answer = await self._handler(self._request(method, head))
+            request = self._request(method, head)
+            await self._name(request)
+            answer = await self._handler(request)
         except ClocheError as error:
             answer = error_response(error)
         except (AbortConnection, h11.RemoteProtocolError):
@@ -371,6 +420,17 @@ class _Connection(asyncio.Protocol):
             return False
         await self._send(answer, head_only=method == "HEAD")
         return await self._discard_rest()
+
+    async def _name(self, request: Request) -> None:
+        """Have the answer outlast the connection, where the peer has a name for it."""
+        if self._answers is None or self._answer is not None or request.headers.get("upgrade"):
+            return
+        name = request.headers.get(self._answers.header)
+        self._answer = self._answers.begin(name, self, self._connection)
+        if self._answer is not None:
+            self._transport = self._answer
+            if not {"content-length", "transfer-encoding"} & {name for name, _ in request.headers.items()}:
+                await self._next_event()  # the end of a request without a body: all of it is here
 
     def _request(self, method: str, head: h11.Request) -> Request:
         raw_path, _, raw_query = head.target.decode("latin-1").partition("?")
@@ -407,7 +467,7 @@ class _Connection(asyncio.Protocol):
                 await cast("AsyncGenerator[bytes, None]", body).aclose()
         self._transport.write(self._h11.send(h11.EndOfMessage()) or b"")
 
-    async def _switch(self, answer: Response, tunnel: Tunnel) -> None:
+    async def _switch(self, answer: Response, tunnel: Successor) -> None:
         """Hand the connection over: from here on it is another protocol's."""
         try:
             while await self._receive():
@@ -421,7 +481,7 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
             early, _ = self._h11.trailing_data
             try:
-                await tunnel.join(self._transport, early)
+                await tunnel.join(self._connection, early)
             finally:
                 if self.on_lost is not None:
                     self.on_lost()

@@ -1,9 +1,11 @@
 """Pause, resume, snapshots and forks of the official client, on a server with isolation gvisor."""
 
 import os
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -125,6 +127,45 @@ def test_forks_go_on_from_one_moment_and_share_nothing_after_it(sandbox: Sandbox
     assert [value(fork, "x") for fork in (*forks, sandbox)] == ["1"] * 5
     for fork in forks:
         fork.kill()
+
+
+def test_open_streams_outlast_a_snapshot_and_a_fork_of_their_sandbox(sandbox: Sandbox) -> None:
+    """A checkpoint resets every connection; twin: in the fork, which none of these leads to, code runs on."""
+    lines = [str(number) for number in range(1, 301)]
+    counter = sandbox.commands.run("for n in $(seq 1 300); do echo $n; sleep 0.02; done", background=True)
+    seen: list[str] = []
+    code = "import time\nfor n in range(1, 301):\n    print(n, flush=True)\n    time.sleep(0.02)\nn"
+    with ThreadPoolExecutor() as threads:
+        cell = threads.submit(sandbox.run_code, code, on_stdout=lambda message: seen.append(message.line))
+        until(lambda: len(seen) > 0)
+        sandbox.create_snapshot()
+        (fork,) = sandbox.fork(timeout=60)
+        assert counter.wait().stdout.split() == lines
+        assert "".join(seen).split() == lines[: len("".join(seen).split())]
+        assert cell.result().text == "300"
+        assert "".join(cell.result().logs.stdout).split() == lines
+    assert value(fork, "n") == "300"
+    fork.kill()
+
+
+def test_requests_that_meet_a_snapshot_are_answered_once(sandbox: Sandbox) -> None:
+    sandbox.commands.run("rm -f /tmp/log")
+
+    def keep_asking() -> int:
+        asked = 0
+        while not is_over.is_set():
+            asked += 1
+            assert sandbox.commands.run(f"echo {asked} >> /tmp/log; echo {asked}").stdout == f"{asked}\n"
+        return asked
+
+    is_over = threading.Event()
+    with ThreadPoolExecutor() as threads:
+        asking = threads.submit(keep_asking)
+        for _ in range(3):
+            sandbox.create_snapshot()
+        is_over.set()
+        asked = asking.result()
+    assert sandbox.files.read("/tmp/log").split() == [str(number) for number in range(1, asked + 1)]
 
 
 def test_what_is_paused_or_gone_is_told_by_its_own_error(sandbox: Sandbox) -> None:

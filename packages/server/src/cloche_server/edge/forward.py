@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cloche_server.edge import headers
 from cloche_server.edge.answers import preflight
+from cloche_server.edge.lasting import LastingStream
 from cloche_server.edge.refusal import TOKEN_MISSING, TOKEN_WRONG, Refusal, sandbox_not_found
 from cloche_server.edge.relay import Exchange, Outcome
 from cloche_server.edge.targets import (
@@ -122,6 +123,8 @@ async def _to_sandbox(
         else:
             fields = headers.to_user_port(request, sender, _masked_host(route, target.port))
         upgrade = _upgrade(request, {b"websocket"} if is_agent else None)
+        if isinstance(upstream, LastingStream) and upgrade is None:
+            fields = [*fields, upstream.last_with(exchange)]
         outcome = await exchange.relay(upstream, fields, headers.from_sandbox, upgrade)
     if outcome is Outcome.UNANSWERED:
         await _explain_silence(gateway.table, exchange, route.sandbox_id, target.port)
@@ -169,7 +172,7 @@ async def _connect(gateway: Gateway, route: Route, port: int) -> Stream:
         by_tls = port in route.https_ports
         return await connect_port(gateway.config.edge_socket, route.sandbox_id, port, by_tls=by_tls)
     address = route.agent_address if port == DAEMON_PORT else route.interpreter_address
-    return await connect_agent(address, route.sandbox_id, gateway.table)
+    return await connect_agent(address, route, gateway.table)
 
 
 async def _explain_silence(table: RouteTable, exchange: Exchange, sandbox_id: str, port: int) -> None:

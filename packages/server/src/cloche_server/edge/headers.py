@@ -20,7 +20,9 @@ _HOP_BY_HOP = frozenset(
 _FORWARDED = frozenset(
     (b"host", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-real-ip", b"forwarded")
 )
-_ROUTING = frozenset((b"e2b-sandbox-id", b"e2b-sandbox-port", b"e2b-traffic-access-token", b"x-api-key"))
+_ROUTING = frozenset(
+    (b"e2b-sandbox-id", b"e2b-sandbox-port", b"e2b-traffic-access-token", b"x-api-key", b"cloche-answer")
+)
 _CREDENTIALS = frozenset((b"x-access-token",))
 _PLATFORM_ANSWERS = frozenset(
     (b"should-retry", b"x-next-token", b"x-e2b-trace-id", b"strict-transport-security", b"alt-svc")

@@ -232,6 +232,23 @@ class Stream(asyncio.Protocol):
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 
+    def hand_over(self, heir: Stream) -> None:
+        """Have another stream, which has lost its own connection, go on with this one's; this one is over."""
+        transport = heir._transport = self._transport
+        transport.set_protocol(heir)
+        if self._is_paused:
+            transport.resume_reading()
+        heir._is_paused = heir._unread_bytes > READ_HIGH_BYTES
+        if heir._is_paused:
+            transport.pause_reading()
+        heir.resume_writing()
+        for piece in self._pieces:
+            heir.data_received(piece)
+        if self._is_lost:
+            heir.connection_lost(ConnectionResetError("the peer is gone") if self.is_broken else None)
+        elif self._at_eof:
+            heir.eof_received()
+
     # --- inside ---------------------------------------------------------------------------------------------
 
     def _end_of_input(self) -> None:

@@ -96,7 +96,7 @@ def refuse_control_path(request: RequestHead) -> None:
         Refusal: 404.
     """
     path = posixpath.normpath(b"/" + unquote_to_bytes(request.path).lstrip(b"/")).lower()
-    if path in _CONTROL_PATHS or path.startswith(b"/forward/"):
+    if path in _CONTROL_PATHS or path.startswith((b"/forward/", b"/answers/")):
         raise Refusal(404, "this path is reserved for the control plane")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from cloche_server import link
+from cloche_server.edge.lasting import LastingStream
 from cloche_server.edge.refusal import PORT_CLOSED, Refusal, sandbox_not_found
 from cloche_server.edge.streams import Stream
 from cloche_server.node.messages import Dial
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from cloche_server.edge.route_table import RouteTable
+    from cloche_server.node.messages import Route
 
 API_PATIENCE_S = 2.0
 """How long a request waits for an api that is being restarted."""
@@ -48,12 +50,12 @@ async def connect_service(path: Path) -> Stream:
         raise Refusal(503, "the control plane does not answer", fields=((b"Retry-After", b"1"),)) from error
 
 
-async def connect_agent(address: str, sandbox_id: str, table: RouteTable) -> Stream:
+async def connect_agent(address: str, route: Route, table: RouteTable) -> Stream:
     """Connect to a service of a sandbox's agent.
 
     Args:
-        address: The path of a Unix socket, or `address:port`.
-        sandbox_id: Whose.
+        address: The path of a Unix socket, or `address:port`: then it may be cut by a checkpoint, and lasts.
+        route: Whose.
         table: Tells whether it is there.
 
     Raises:
@@ -62,10 +64,11 @@ async def connect_agent(address: str, sandbox_id: str, table: RouteTable) -> Str
     try:
         if address.startswith("/"):
             return await _connect_unix(address, patience_s=0)
-        return await _connect_tcp(address)
+        lasting = LastingStream(partial(_connect_tcp, address), route.access_token)
+        return await _connect_tcp(address, lasting)
     except OSError as error:
-        await table.wait_for(lambda: not table.is_live(sandbox_id), ENDING_S)
-        raise sandbox_not_found(sandbox_id) from error
+        await table.wait_for(lambda: not table.is_live(route.sandbox_id), ENDING_S)
+        raise sandbox_not_found(route.sandbox_id) from error
 
 
 async def connect_port(edge_socket: Path, sandbox_id: str, port: int, *, by_tls: bool) -> Stream:
@@ -150,7 +153,7 @@ async def _connect_unix(path: str, *, patience_s: float) -> Stream:
         await asyncio.sleep(_RETRY_S)
 
 
-async def _connect_tcp(address: str) -> Stream:
+async def _connect_tcp(address: str, stream: Stream | None = None) -> Stream:
     host, _, port = address.rpartition(":")
     connection = _new_socket(socket.AF_INET)
     try:
@@ -158,7 +161,7 @@ async def _connect_tcp(address: str) -> Stream:
         # A sandbox that has just gone refuses nothing: its whole network has gone with it.
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
-        return await _adopt(connection)
+        return await _adopt(connection, stream=stream)
     except BaseException:
         connection.close()
         raise
@@ -184,12 +187,14 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-async def _adopt(connection: socket.socket, tls: ssl.SSLContext | None = None) -> Stream:
+async def _adopt(
+    connection: socket.socket, tls: ssl.SSLContext | None = None, stream: Stream | None = None
+) -> Stream:
     connection.setblocking(False)
     options = {} if tls is None else _TLS_OPTIONS
     try:
         _, stream = await asyncio.get_running_loop().create_connection(
-            Stream, sock=connection, ssl=tls, **options
+            lambda: stream or Stream(), sock=connection, ssl=tls, **options
         )
     except BaseException:
         connection.close()
