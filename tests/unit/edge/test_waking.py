@@ -154,7 +154,7 @@ async def test_a_request_that_cannot_connect_since_it_is_being_paused_waits_too(
     begun = asyncio.Event()
     connect = upstream._connect_tcp
 
-    async def hang_once(address: str) -> upstream.Stream:
+    async def hang_once(address: str, stream: upstream.Stream | None = None) -> upstream.Stream:
         monkeypatch.setattr(upstream, "_connect_tcp", connect)
         begun.set()
         return await asyncio.get_running_loop().create_future()
@@ -267,7 +267,7 @@ async def test_an_agent_may_be_reached_by_tcp(world: World, port: int) -> None:
 async def test_what_is_sent_by_tcp_leaves_at_once(world: World) -> None:
     async with world.running():
         route = await world.add_sandbox("ione", by_tcp=True)
-        stream = await upstream.connect_agent(route.agent_address, "ione", world.edge._gateway.table)
+        stream = await upstream.connect_agent(route.agent_address, route, world.edge._gateway.table)
         raw = cast("socket.socket", stream._transport.get_extra_info("socket"))
         assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= upstream.SEND_BUFFER_BYTES
@@ -292,7 +292,7 @@ def route(*, is_paused: bool) -> Route:
 async def test_what_is_paused_again_and_again_is_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(address: str) -> upstream.Stream:
+    async def refuse(address: str, stream: upstream.Stream | None = None) -> upstream.Stream:
         world.turn("ione", is_paused=True)
         return await asyncio.get_running_loop().create_future()
 
