@@ -131,7 +131,7 @@ class Workshop:
             "sandbox_id": sandbox_id,
             "slot": self.block * SLOTS + FIRST_SLOT + len(self.made),
             "hostname": sandbox_id,
-            "rootfs": rootfs or plain_rootfs(self.folder / f"{sandbox_id}.rootfs"),
+            "layers": (rootfs or plain_rootfs(self.folder / f"{sandbox_id}.rootfs"),),
             "folder": folder,
             "runtime_tree": self.tree.path,
             "limits": ResourceLimits(cpu_count=1, memory_mib=256, pids=64),

@@ -62,7 +62,7 @@ def spec(workshop: Workshop, argv: tuple[str, ...], rootfs: Path | None = None) 
     return FamilySpec(
         family_id="zygote-0000",
         slots=tuple(range(first, first + 1 + SANDBOXES)),
-        rootfs=rootfs or plain_rootfs(workshop.folder / "family.rootfs"),
+        layers=(rootfs or plain_rootfs(workshop.folder / "family.rootfs"),),
         folder=folder,
         runtime_tree=workshop.tree.path,
         limits=ResourceLimits(1, 256, 20),

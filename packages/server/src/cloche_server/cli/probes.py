@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cloche_server.isolation import cgroups, loop_image, syscalls
+from cloche_server.isolation import cgroups, loop_image, mount_points, syscalls
+from cloche_server.isolation import overlay as overlay_mounts
 from cloche_server.isolation.container import call_filter
 from cloche_server.isolation.container import seccomp as seccomp_profile
 
@@ -39,18 +40,25 @@ def overlay() -> str:
 
 
 def idmapped_mounts() -> str:
-    """Mount an overlay over a lower layer with shifted ids, where temporary files lie."""
+    """Mount layers with shifted ids as one root, where temporary files lie, and write to it."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        source, lower = _made(base / "source"), _made(base / "lower")
+        layer, root = _made(base / "layer"), _made(base / "root")
+        overlay_mounts.make_writable(base)
+        mount_points.prepare()
         namespace = syscalls.user_namespace([(0, _PROBE_ID, _IDS)])
+        ids = overlay_mounts.Ids(namespace, _PROBE_ID)
         try:
-            syscalls.mount_idmapped(str(source), str(lower), namespace)
+            overlay_mounts.mount([str(layer)], str(base), str(root), ids, syscalls.MS_NODEV)
+            with overlay_mounts.acting_as(ids):
+                _made(root / "folder")
         finally:
             os.close(namespace)
-        _overlay(base, str(lower))
-        syscalls.unmount(str(base / "merged"), syscalls.MNT_DETACH)
-        syscalls.unmount(str(lower), syscalls.MNT_DETACH)
+        os.chdir("/")
+        syscalls.unmount(str(root), syscalls.MNT_DETACH)
+        syscalls.unmount(mount_points.LAYERS, syscalls.MNT_DETACH)
+        if (base / overlay_mounts.UPPER / "folder").stat().st_uid != 0:
+            raise OSError("files that a sandbox writes have its ids on disk")
     return os.uname().release
 
 

@@ -73,7 +73,8 @@ class FamilySpec(msgspec.Struct, frozen=True):
     """In the place of a sandbox's id."""
     slots: tuple[int, ...]
     """The first is its own; the others are for its sandboxes, and for nobody else as long as it lives."""
-    rootfs: Path
+    layers: tuple[Path, ...]
+    """As `SandboxSpec.layers`."""
     folder: Path
     runtime_tree: Path
     limits: ResourceLimits
@@ -129,8 +130,9 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     sandbox_id: str
     slot: int
     hostname: str
-    rootfs: Path
-    """The template's finished root, shared and never written to."""
+    layers: tuple[Path, ...]
+    """Folders that make its root, uppermost first; shared and never written to. Ids in them are those of the
+    inside. All but the lowest may hide what lies below as overlayfs does it."""
     folder: Path
     """This sandbox's own folder; the driver keeps its writable layer and its bundle in it."""
     runtime_tree: Path
@@ -149,6 +151,9 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     zygote, and files to move a process into the sandbox's groups, as `--zygote-fd` and `--group-fds`."""
     mounts: tuple[SharedMount, ...] = ()
     """Shown without devices and setuid programs; for drivers that say `volumes`."""
+    keeps_layer: bool = False
+    """Whether what it writes lies in `overlay.UPPER` of its folder as soon as it is written, as a layer that
+    others can be made of. Drivers may else keep it where they like."""
     image: Path | None = None
     """What `Driver.save` has written: the sandbox goes on from there, and `argv` and `env` are as they were
     then; for drivers that say `memory_snapshot`."""

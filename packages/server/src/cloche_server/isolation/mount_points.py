@@ -11,7 +11,7 @@ from pathlib import Path
 from cloche_wire.errors import Unavailable
 
 _FOLDER = Path("/run/cloche")
-ROOT, LOWER, RUNTIME, EMPTY = (str(_FOLDER / name) for name in ("root", "lower", "runtime", "empty"))
+ROOT, LAYERS, RUNTIME, EMPTY = (str(_FOLDER / name) for name in ("root", "layers", "runtime", "empty"))
 NETWORK, NULL = str(_FOLDER / "network"), str(_FOLDER / "null")
 """Files."""
 
@@ -22,7 +22,7 @@ def prepare() -> None:
     Raises:
         Unavailable: Something of somebody else's stands there.
     """
-    for folder in (_FOLDER, *map(Path, (ROOT, LOWER, RUNTIME, EMPTY))):
+    for folder in (_FOLDER, *map(Path, (ROOT, LAYERS, RUNTIME, EMPTY))):
         _make_own_folder(folder)
     for path in (NETWORK, NULL):
         Path(path).touch(mode=0o600)

@@ -35,6 +35,7 @@ PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_SECUREBITS = 28
 PR_CAP_AMBIENT = 47
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 1, 2, 4
@@ -59,6 +60,7 @@ _FORK_SIBLING = 0x8000 | 17
 
 _OPEN_ATTEMPTS = 128
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
+_SECBIT_NO_SETUID_FIXUP = 4
 _CAPABILITIES = 64
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _SECCOMP_MODE_FILTER = 2
@@ -141,14 +143,14 @@ def enter_private_mounts() -> None:
     mount(None, "/", None, MS_REC | MS_PRIVATE)
 
 
-def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
-    """Show `source` at `target` read-only, without devices, with ids shifted as the user namespace maps them.
+def mount_idmapped(source: str, target: str, user_namespace: int, attributes: int) -> None:
+    """Show `source` at `target` with ids shifted as the user namespace maps them, and with MOUNT_ATTR_*.
 
     See: mount_setattr(2), "ID-mapped mounts".
     """
     tree = clone_mount(source)
     try:
-        map_ids(tree, user_namespace, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV)
+        map_ids(tree, user_namespace, attributes)
         target_folder = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             attach_mount(tree, target_folder)
@@ -271,6 +273,31 @@ def limit_capabilities(kept: frozenset[int]) -> None:
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(ctypes.byref(header), data), "capset")
+
+
+@contextlib.contextmanager
+def kept_capabilities() -> Generator[None, None, None]:
+    """Have a change of ids leave the capabilities of the calling thread alone in this block.
+
+    Requires: CAP_SETPCAP. See: capabilities(7), SECBIT_NO_SETUID_FIXUP.
+    """
+    prctl(PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_SECUREBITS, 0)
+
+
+def set_file_ids(number: int) -> None:
+    """Have the calling thread make and open files as that user and group (setfsuid(2), setfsgid(2)).
+
+    Raises:
+        OSError: It may not; the calls themselves do not tell.
+    """
+    for call in (_libc.setfsgid, _libc.setfsuid):
+        call(number)
+        if call(-1) != number:
+            raise OSError(errno.EPERM, f"cannot make files as {number}")
 
 
 def load_filter(program: bytes) -> None:

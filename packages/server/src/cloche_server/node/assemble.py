@@ -26,7 +26,8 @@ class Origin(NamedTuple):
     """What a sandbox is made of."""
 
     template: Template
-    rootfs: Path
+    layers: tuple[Path, ...]
+    """Folders that make its root, uppermost first."""
     runtime_tree: Path
     image: Path | None = None
     """What it goes on from; None: its agent is started."""
@@ -42,11 +43,10 @@ def from_template(machine: Machine, build_id: str) -> Origin:
     """A sandbox whose agent is started.
 
     Raises:
-        TemplateNotFound: No finished build of that id lies here.
+        TemplateNotFound: No finished build of that id lies here, or a layer of it is gone.
     """
     template = machine.templates.read(build_id)
-    rootfs = machine.config.templates_dir / build_id / template.rootfs
-    return Origin(template, rootfs, machine.tree.path)
+    return Origin(template, machine.layers.of_template(build_id, template), machine.tree.path)
 
 
 async def from_image(machine: Machine, name: str, isolation: str, *, checked_before: bool = False) -> Origin:
@@ -98,7 +98,7 @@ async def assemble(machine: Machine, live: Live, origin: Origin) -> None:
             sandbox_id=request.sandbox_id,
             slot=machine.block.machine_slot(record.slot),
             hostname=request.sandbox_id,
-            rootfs=origin.rootfs,
+            layers=origin.layers,
             folder=folder,
             runtime_tree=origin.runtime_tree,
             limits=ResourceLimits(request.cpu_count, request.memory_mib, machine.config.limits.pids),

@@ -23,6 +23,7 @@ from cloche_server.node.drivers import Drivers
 from cloche_server.node.families import Families
 from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal, Record
+from cloche_server.node.layers import Layers
 from cloche_server.node.lifecycle import Event as LifecycleEvent
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.messages import PolicyChanged, Route, RouteGone, SandboxEnded
@@ -101,6 +102,11 @@ class Machine:
     def driver(self, record: Record) -> Driver:
         """That of a sandbox which there is, whatever the server's default is by now."""
         return self.drivers.of(record.isolation)
+
+    @cached_property
+    def layers(self) -> Layers:
+        """What templates are made of."""
+        return Layers(self.config.state_dir / "layers", self.config.templates_dir, self.trash.put)
 
     def find(self, sandbox_id: str) -> Live:
         """The running sandbox of that id.

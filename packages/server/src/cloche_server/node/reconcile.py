@@ -162,6 +162,7 @@ async def _remove_strays(machine: Machine) -> int:
                 machine.trash.put(folder)
                 count += 1
     count += machine.images.remove_unfinished() + _remove_old_images(machine)
+    count += machine.layers.remove_unfinished()
     for folder in machine.volumes.unfinished():
         machine.trash.put(folder)
         count += 1

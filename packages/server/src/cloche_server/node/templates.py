@@ -13,6 +13,9 @@ class Template(msgspec.Struct, frozen=True):
     """What the node reads of a template's manifest."""
 
     rootfs: str
+    """Folder of a root of its own, beside the manifest; of no meaning where there are `layers`."""
+    layers: tuple[str, ...] = ()
+    """Names of what it is made of instead, uppermost first; see `layers`."""
     default_user: str = "user"
     default_workdir: str = "/home/user"
     env: dict[str, str] = {}

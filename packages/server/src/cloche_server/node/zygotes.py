@@ -45,7 +45,7 @@ async def open_family(machine: Machine, kind: Kind) -> bool:
         spec = FamilySpec(
             family_id=family_id,
             slots=tuple(map(machine.block.machine_slot, slots)),
-            rootfs=machine.config.templates_dir / kind.build_id / template.rootfs,
+            layers=machine.layers.of_template(kind.build_id, template),
             folder=folder,
             runtime_tree=machine.tree.path,
             limits=_LIMITS,

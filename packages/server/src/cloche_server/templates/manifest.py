@@ -1,7 +1,7 @@
 """What is known of a finished template: one `manifest.json` beside its root, and how all of them are read.
 
     TEMPLATES/<build id>/manifest.json
-    TEMPLATES/<build id>/rootfs/
+    TEMPLATES/<build id>/rootfs/        unless it is made of layers, which the node keeps
 
 A build writes both into a hidden folder and renames it, so whatever has a manifest is complete. The folder
 of a build is open to root and the api's group only: a root holds set-user-id programs, which no local

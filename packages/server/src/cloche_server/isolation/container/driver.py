@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from cloche_server.isolation import identity
+from cloche_server.isolation import identity, overlay
 from cloche_server.isolation.base import (
     Capabilities,
     FamilySpec,
@@ -51,7 +50,7 @@ class ContainerDriver(GroupedDriver):
 
     async def _start(self, spec: SandboxSpec) -> ProcessIdentity:
         first = first_id(spec.slot)
-        await asyncio.to_thread(_write_layer, spec.folder, first, spec.etc_files)
+        await asyncio.to_thread(_write_layer, spec.folder, spec.etc_files)
         groups = [str(path) for path in self._groups.create(spec.sandbox_id, spec.limits)]
         with ExitStack() as opened:
             own = spec.family if isinstance(spec.family, ContainerFamily) else None
@@ -71,7 +70,7 @@ class ContainerDriver(GroupedDriver):
                 role="sandbox",
                 hostname=spec.hostname,
                 folder=str(spec.folder),
-                rootfs=str(spec.rootfs),
+                layers=list(map(str, spec.layers)),
                 runtime_tree=str(spec.runtime_tree),
                 first_id=first,
                 cgroup_files=groups,
@@ -94,12 +93,12 @@ class ContainerDriver(GroupedDriver):
                 asked = NamespacesRequest(family.extents(spec), family.sandboxes(spec), networks=0)
                 namespaces = (await self._launcher.ask(encode(asked), [])).descriptors
                 opened = ContainerFamily(spec, self._launcher, namespaces)
-                await asyncio.to_thread(_write_layer, spec.folder, first, {})
+                await asyncio.to_thread(_write_layer, spec.folder, {})
                 request = LaunchRequest(
                     role="zygote",
                     hostname="zygote",
                     folder=str(spec.folder),
-                    rootfs=str(spec.rootfs),
+                    layers=list(map(str, spec.layers)),
                     runtime_tree=str(spec.runtime_tree),
                     first_id=first,
                     cgroup_files=[str(path) for path in self._groups.create(spec.family_id, spec.limits)],
@@ -146,19 +145,13 @@ class ContainerDriver(GroupedDriver):
         return init
 
 
-def _write_layer(folder: Path, first: int, etc_files: Mapping[str, str]) -> None:
+def _write_layer(folder: Path, etc_files: Mapping[str, str]) -> None:
     """Make the writable layer, with /etc/hosts and the like in it, where no template can redirect them."""
-    for name in ("upper", "work"):
-        (folder / name).mkdir()
-        os.chown(folder / name, first, first)
-    (folder / "upper").chmod(0o755)
-    etc = folder / "upper" / "etc"
+    etc = overlay.make_writable(folder) / "etc"
     if etc_files:
         etc.mkdir(mode=0o755)
-        os.chown(etc, first, first)
     for name, text in etc_files.items():
         path = etc / name
         # SAFETY: the folder was made above and is still empty: no name in it is a link.
         path.write_text(text)
-        os.chown(path, first, first)
         path.chmod(0o644)

@@ -17,7 +17,7 @@ import sys
 from functools import partial
 from typing import NamedTuple, NoReturn
 
-from cloche_server.isolation import syscalls
+from cloche_server.isolation import overlay, syscalls
 from cloche_server.isolation.container import call_filter, confine, preload, root, seccomp
 from cloche_server.isolation.container.requests import LaunchRequest, NamespacesRequest, decode
 from cloche_server.isolation.launching import server
@@ -62,9 +62,8 @@ def _launch(request: LaunchRequest, inherited: list[int], ready: _Ready) -> int:
     count = len(request.mount_paths)
     shared = dict(zip(request.mount_paths, inherited[:count], strict=True))
     descriptors = inherited[count:]
-    root.assemble(
-        request.folder, request.rootfs, request.runtime_tree, user_namespace, request.first_id, shared
-    )
+    ids = overlay.Ids(user_namespace, request.first_id)
+    root.assemble(request.folder, request.layers, request.runtime_tree, ids, shared)
     if request.role == "sandbox":
         # SAFETY: while this process has the rights for it, which the sandbox's own root will not have.
         syscalls.setns(descriptors.pop(0), syscalls.CLONE_NEWNET)

@@ -18,8 +18,9 @@ class LaunchRequest:
     role: Literal["sandbox", "zygote"]
     hostname: str
     folder: str
-    """Holds `upper` and `work`; becomes the working directory."""
-    rootfs: str
+    """Holds the writable layer."""
+    layers: list[str]
+    """What that lies over, uppermost first."""
     runtime_tree: str
     first_id: int
     """Host id of the root inside."""

@@ -6,13 +6,13 @@ import contextlib
 import errno
 import os
 
-from cloche_server.isolation import syscalls
+from cloche_server.isolation import overlay, syscalls
 from cloche_server.isolation.launching.server import BadPath
 
 _STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
 
 
-def show(mount: int, root: str, path: str, user_namespace: int, first_id: int) -> None:
+def show(mount: int, root: str, path: str, ids: overlay.Ids) -> None:
     """Put a detached mount at `path` below `root`, its ids shifted to the sandbox's.
 
     Files in it keep the ids 0..65535 of the sandboxes' own view, so every sandbox sees the same owners.
@@ -21,30 +21,28 @@ def show(mount: int, root: str, path: str, user_namespace: int, first_id: int) -
         mount: The mount, which stands nowhere yet.
         root: The assembled root, in a mount namespace of this process alone.
         path: Absolute and normal; folders that are missing are made.
-        user_namespace: Of the slot.
-        first_id: Host id of the sandbox's root, who owns the folders made here.
+        ids: Of the sandbox, whose root owns the folders made here.
 
     Raises:
         BadPath: A part of the path is a file or a link.
     """
     # SAFETY: devices and setuid programs of other sandboxes mean nothing here; the mount was seen by nobody.
-    syscalls.map_ids(mount, user_namespace, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
-    with contextlib.ExitStack() as opened:
+    syscalls.map_ids(mount, ids.user_namespace, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
+    with contextlib.ExitStack() as opened, overlay.acting_as(ids):
         folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         opened.callback(os.close, folder)
         for name in path.strip("/").split("/"):
-            folder = _enter(folder, name, path, first_id)
+            folder = _enter(folder, name, path)
             opened.callback(os.close, folder)
         # SAFETY: onto the descriptor of a folder that was reached without a link and without leaving the
         # root; no program of the tenant has run in it yet, so nobody can change it in between.
         syscalls.attach_mount(mount, folder)
 
 
-def _enter(folder: int, name: str, path: str, first_id: int) -> int:
+def _enter(folder: int, name: str, path: str) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o755, dir_fd=folder)
-            os.chown(name, first_id, first_id, dir_fd=folder, follow_symlinks=False)
         return syscalls.openat2(folder, name.encode(), os.O_PATH | os.O_DIRECTORY, _STAY)
     except NotADirectoryError:
         raise BadPath(f"cannot mount a volume at {path}: {name} is a file in the template") from None

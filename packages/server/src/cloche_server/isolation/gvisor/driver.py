@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from cloche_server.isolation import identity
+from cloche_server.isolation import identity, overlay
 from cloche_server.isolation.base import (
     Capabilities,
     Family,
@@ -85,6 +85,10 @@ class GvisorDriver(GroupedDriver):
         bundle, files = spec.folder / _BUNDLE, spec.folder / _FILES
         for folder in (bundle, files):
             folder.mkdir(mode=0o700)
+        overlays = f"--overlay2=root:dir={files}"  # without a name, so nothing is left of it at the end
+        if spec.keeps_layer:
+            overlay.make_writable(spec.folder)
+            overlays = "--overlay2=none"
         (bundle / "config.json").write_bytes(msgspec.json.encode(oci_spec.write(spec)))
         limits = ResourceLimits(
             spec.limits.cpu_count, spec.limits.memory_mib + _OWN_MEMORY_MIB, spec.limits.pids + _OWN_PIDS
@@ -93,11 +97,11 @@ class GvisorDriver(GroupedDriver):
         pid_file = spec.folder / _PID
         asked = ("--detach", f"--bundle={bundle}", f"--pid-file={pid_file}", spec.sandbox_id)
         request = RunscRequest(
-            # The filestore has no name, so nothing is left of it when the sandbox ends.
-            command=self._command(spec.folder, f"--overlay2=root:dir={files}", *verb, *asked),
+            command=self._command(spec.folder, overlays, *verb, *asked),
             log=str(spec.folder / _LOG),
             cgroup_files=groups,
-            rootfs=str(spec.rootfs),
+            layers=list(map(str, spec.layers)),
+            writable=str(spec.folder) if spec.keeps_layer else None,
             runtime_tree=str(spec.runtime_tree),
             first_id=first_id(spec.slot),
             pid_file=str(pid_file),

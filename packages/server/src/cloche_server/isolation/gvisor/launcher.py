@@ -14,7 +14,7 @@ import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cloche_server.isolation import mount_points, syscalls
+from cloche_server.isolation import mount_points, overlay, syscalls
 from cloche_server.isolation.gvisor import control
 from cloche_server.isolation.launching import server
 
@@ -25,15 +25,17 @@ _LOG_BYTES = 2000
 
 @dataclass(frozen=True)
 class RunscRequest:
-    """Run runsc once, to its end. Descriptors: the network namespace, where there is a `rootfs`."""
+    """Run runsc once, to its end. Descriptors: the network namespace, where it starts a sandbox."""
 
     command: list[str]
     log: str
     """File that it writes what went wrong to."""
     cgroup_files: list[str] = field(default_factory=list[str])
     """Groups that it and all that it starts are in; none: those of the launcher."""
-    rootfs: str = ""
-    """Shown to it at `mount_points.LOWER`, with the ids of the sandbox; empty: it starts no sandbox."""
+    layers: list[str] = field(default_factory=list[str])
+    """Shown to it at `mount_points.ROOT` as one, with the ids of the sandbox; none: it starts no sandbox."""
+    writable: str | None = None
+    """Holds the layer that the sandbox writes to; None: the sentry keeps what is written."""
     runtime_tree: str = ""
     first_id: int = 0
     pid_file: str = ""
@@ -96,11 +98,16 @@ def _make_mounts(request: RunscRequest, descriptors: list[int]) -> None:
     _show("/dev/null", mount_points.NULL, syscalls.MOUNT_ATTR_RDONLY)
     # Releases of 2024 take every network namespace for the first one where they find this folder's files.
     syscalls.mount("tmpfs", "/proc/sys/net", "tmpfs", syscalls.MS_RDONLY)
-    if not request.rootfs:
+    if not request.layers:
         return
     user_namespace = syscalls.user_namespace([(0, request.first_id, _ID_RANGE)])
-    syscalls.mount_idmapped(request.rootfs, mount_points.LOWER, user_namespace)
-    syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, user_namespace)
+    read_only = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV
+    if len(request.layers) == 1 and request.writable is None:
+        syscalls.mount_idmapped(request.layers[0], mount_points.ROOT, user_namespace, read_only)
+    else:
+        ids = overlay.Ids(user_namespace, request.first_id)
+        overlay.mount(request.layers, request.writable, mount_points.ROOT, ids, syscalls.MS_NODEV)
+    syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, user_namespace, read_only)
     syscalls.mount(f"/proc/self/fd/{descriptors[0]}", mount_points.NETWORK, None, syscalls.MS_BIND)
 
 

@@ -24,7 +24,7 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
     return {
         "ociVersion": "1.0.2",
         "hostname": spec.hostname,
-        "root": {"path": mount_points.LOWER, "readonly": False},
+        "root": {"path": mount_points.ROOT, "readonly": False},
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},

@@ -1,0 +1,136 @@
+"""What templates are made of: folders of files that lie over each other, each kept once for all that have it.
+
+    STATE/layers/<name>/        complete: it got its name last
+        fs/                     the files, with the ids of the inside; what hides others, as overlayfs has it
+        layer.json              `Layer`
+    STATE/layers/<name>.new/    being made; nobody's after a crash
+
+A name that does not begin with `layer-` is the id of a build that has a root of its own, which every template
+made of it has as its lowest layer. Only root gets into the folder: layers hold set-user-id programs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+
+import msgspec
+
+from cloche_server.isolation.overlay import MOST_LAYERS
+from cloche_server.node.templates import Template, Templates
+from cloche_wire.errors import InvalidArgument, NotFound, TemplateNotFound
+
+PREFIX = "layer-"
+_NAME = re.compile(r"layer-[0-9a-f]{32}\Z")
+_BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
+_FILES, _ABOUT, _UNFINISHED = "fs", "layer.json", ".new"
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """What is known of one."""
+
+    name: str
+    team_id: str
+    """Whose build has made it."""
+    size_bytes: int
+    entries: int
+    created_at: datetime
+
+
+class Layers:
+    """All that this node has."""
+
+    def __init__(self, folder: Path, templates_dir: Path, discard: Callable[[Path], None]) -> None:
+        """Take their folder, that of the templates, and what removes a folder in time."""
+        self._folder = folder
+        self._templates_dir = templates_dir
+        self._discard = discard
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def of_template(self, build_id: str, template: Template) -> tuple[Path, ...]:
+        """The folders that make the root of a finished build, uppermost first.
+
+        Raises:
+            TemplateNotFound: One is gone.
+        """
+        if not template.layers:
+            return (self._templates_dir / build_id / template.rootfs,)
+        try:
+            return self.folders(template.layers)
+        except NotFound as error:
+            raise TemplateNotFound(f"build {build_id} cannot be used any more: {error.message}") from error
+
+    def folders(self, names: Collection[str]) -> tuple[Path, ...]:
+        """The folders of these layers, in their order.
+
+        Raises:
+            InvalidArgument: There are none, or more than one root can have.
+            NotFound: One is not there.
+        """
+        if not 0 < len(names) <= MOST_LAYERS:
+            raise InvalidArgument(f"not a number of layers: {len(names)}", hint=f"at most {MOST_LAYERS}")
+        return tuple(map(self._folder_of, names))
+
+    def _folder_of(self, name: str) -> Path:
+        if _NAME.match(name):
+            if (self._folder / name / _ABOUT).exists():
+                return self._folder / name / _FILES
+        elif _BUILD_ID.match(name):
+            template = Templates(self._templates_dir).read(name)
+            if not template.layers:
+                return self._templates_dir / name / template.rootfs
+        raise NotFound(f"no such layer: {name[:80]}")
+
+    def begin(self) -> str:
+        """Make a place for a new one, return its name; `commit` makes it complete, `abandon` takes it away.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        name = PREFIX + token_hex(16)
+        (self._folder / f"{name}{_UNFINISHED}").mkdir(mode=0o700)
+        return name
+
+    def begun(self, name: str) -> Path:
+        """Where the files of one go that was begun; there is nothing there yet."""
+        return self._folder / f"{name}{_UNFINISHED}" / _FILES
+
+    def commit(self, name: str, team_id: str, size_bytes: int, entries: int) -> Layer:
+        """Have what was begun count from here on.
+
+        Raises:
+            OSError: The disk is full or broken; it is still only begun.
+        """
+        layer = Layer(name, team_id, size_bytes, entries, datetime.now(UTC))
+        begun = self._folder / f"{name}{_UNFINISHED}"
+        (begun / _ABOUT).write_bytes(msgspec.json.encode(layer))
+        begun.rename(self._folder / name)
+        return layer
+
+    def abandon(self, name: str) -> None:
+        """Remove what was begun. Idempotent."""
+        self._discard(self._folder / f"{name}{_UNFINISHED}")
+
+    def remove(self, name: str) -> None:
+        """Remove one. Idempotent. Requires: nothing is made of it, nor will be."""
+        if _NAME.match(name):
+            self._discard(self._folder / name)
+
+    def all(self) -> list[Layer]:
+        """All that are complete, oldest first."""
+        found = [
+            msgspec.json.decode(path.read_bytes(), type=Layer)
+            for path in self._folder.glob(f"{PREFIX}*/{_ABOUT}")
+            if path.parent.suffix != _UNFINISHED
+        ]
+        return sorted(found, key=lambda layer: layer.created_at)
+
+    def remove_unfinished(self) -> int:
+        """Remove what a node that was killed had begun; how many there were."""
+        begun = [path for path in self._folder.iterdir() if path.suffix == _UNFINISHED]
+        for path in begun:
+            self._discard(path)
+        return len(begun)
