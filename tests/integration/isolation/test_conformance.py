@@ -158,3 +158,66 @@ async def test_ten_starts_at_once_make_ten_sandboxes(workshop: Workshop) -> None
     sandboxes = [start.result() for start in starts]
     assert len({sandbox.init.pid for sandbox in sandboxes}) == 10
     assert [sandbox.run("result = os.getpid() > 0") for sandbox in sandboxes] == [True] * 10
+
+
+_SPINNING = """
+reading, writing = os.pipe()
+if os.fork() == 0:
+    connection.close()
+    os.write(writing, b"x")
+    while True:
+        pass
+result = os.read(reading, 1).decode()
+"""
+
+
+def _needs_freezing(workshop: Workshop) -> None:
+    if not workshop.driver.capabilities().freezes:
+        pytest.skip("its driver cannot freeze")
+
+
+async def _cpu_used_s(workshop: Workshop, sandbox_id: str, within_s: float) -> float:
+    """What a sandbox uses in so long."""
+    before = workshop.driver.usage(sandbox_id).cpu_s
+    await asyncio.sleep(within_s)
+    return workshop.driver.usage(sandbox_id).cpu_s - before
+
+
+async def test_frozen_sandbox_uses_no_cpu_and_goes_on_where_it_was(workshop: Workshop) -> None:
+    """Every process of it stands still, whatever it does; a second freeze and thaw change nothing."""
+    _needs_freezing(workshop)
+    sandbox = await workshop.start()
+    assert sandbox.run(_SPINNING) == "x"
+    sandbox_id, folder = sandbox.spec.sandbox_id, sandbox.spec.folder
+    assert await _cpu_used_s(workshop, sandbox_id, 0.3) > 0.05
+    for _ in range(2):
+        await workshop.driver.freeze(sandbox_id, folder)
+    assert workshop.driver.is_alive(sandbox.init)
+    assert await _cpu_used_s(workshop, sandbox_id, 0.3) == 0
+    await workshop.driver.thaw(sandbox_id, folder)
+    assert sandbox.run("result = 6 * 7") == 42
+    assert await _cpu_used_s(workshop, sandbox_id, 0.3) > 0.05
+
+
+async def test_frozen_sandbox_is_destroyed_like_any_other(workshop: Workshop) -> None:
+    """Its processes die although they stand still, also when nobody has written its init down."""
+    _needs_freezing(workshop)
+    for is_known in (True, False):
+        sandbox = await workshop.start()
+        assert sandbox.run(_SPINNING) == "x"
+        sandbox_id, folder = sandbox.spec.sandbox_id, sandbox.spec.folder
+        await workshop.driver.freeze(sandbox_id, folder)
+        async with asyncio.timeout(10):
+            await workshop.driver.destroy(sandbox_id, folder, sandbox.init if is_known else None)
+        assert not workshop.driver.is_alive(sandbox.init)
+        assert sandbox_id not in workshop.driver.leftovers()
+
+
+async def test_another_driver_has_a_frozen_sandbox_go_on(workshop: Workshop) -> None:
+    """A restarted node finds it standing still, and it is not lost."""
+    _needs_freezing(workshop)
+    sandbox = await workshop.start()
+    await workshop.driver.freeze(sandbox.spec.sandbox_id, sandbox.spec.folder)
+    for _ in range(2):
+        await workshop.make_driver().thaw(sandbox.spec.sandbox_id, sandbox.spec.folder)
+    assert sandbox.run("result = 1") == 1

@@ -210,3 +210,112 @@ def test_processes_are_collected_over_all_hierarchies(split: cgroups.Hierarchy, 
         folder.mkdir(parents=True)
         (folder / "cgroup.procs").write_text(pids)
     assert cgroups.SandboxGroups(split, "cloche-0").pids(ID) == {11, 12, 13}
+
+
+# --- standing still
+
+
+@pytest.fixture
+def freezing(tmp_path: Path) -> cgroups.SandboxGroups:
+    """Groups of the first version on a machine with the freezer hierarchy; the kernel's files are there."""
+    for name in ("unified", "cpu,cpuacct", "memory", "pids", "systemd", "freezer"):
+        (tmp_path / name).mkdir()
+    mounts = SPLIT + "36 30 0:32 / {root}/freezer rw - cgroup cgroup rw,freezer\n"
+    groups = cgroups.SandboxGroups(cgroups.detect(mounts.format(root=tmp_path)), "cloche-0")
+    groups.prepare()
+    groups.create(ID, LIMITS)
+    return groups
+
+
+def kernel_that_answers(monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]]) -> list[str]:
+    """Have files answer as the kernel would, one answer after the other; what was written to them."""
+    written: list[str] = []
+    real = Path.write_text
+
+    def write(path: Path, value: str) -> int:
+        written.append(f"{path.name}={value}")
+        return real(path, value)
+
+    def content(path: Path) -> bytes:
+        found = answers[path.name]
+        return (found.pop(0) if len(found) > 1 else found[0]).encode()
+
+    monkeypatch.setattr(Path, "write_text", write)
+    monkeypatch.setattr(cgroups, "_content", content)
+    return written
+
+
+async def test_group_of_the_first_version_is_frozen_once_the_kernel_says_so(
+    freezing: cgroups.SandboxGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert freezing.freezes
+    assert (tmp_path / "freezer" / "cloche-0" / ID).is_dir()
+    answers = {"freezer.state": ["FREEZING\n", "FREEZING\n", "FROZEN\n"]}
+    written = kernel_that_answers(monkeypatch, answers)
+    await freezing.freeze(ID)
+    assert answers == {"freezer.state": ["FROZEN\n"]}
+    freezing.thaw(ID)
+    assert written == ["freezer.state=FROZEN", "freezer.state=THAWED"]
+
+
+async def test_group_of_the_second_version_is_frozen_once_the_kernel_says_so(
+    unified: cgroups.Hierarchy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = cgroups.SandboxGroups(unified, "cloche-0")
+    (tmp_path / "cloche-0" / ID).mkdir(parents=True)
+    written = kernel_that_answers(
+        monkeypatch, {"cgroup.events": ["populated 1\nfrozen 0\n", "populated 1\nfrozen 1\n"]}
+    )
+    await groups.freeze(ID)
+    groups.thaw(ID)
+    assert written == ["cgroup.freeze=1", "cgroup.freeze=0"]
+
+
+async def test_what_does_not_stand_still_goes_on_and_is_told(
+    freezing: cgroups.SandboxGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "_FREEZE_ATTEMPTS", 2)
+    written = kernel_that_answers(monkeypatch, {"freezer.state": ["FREEZING\n"]})
+    with pytest.raises(Internal, match="does not stand still"):
+        await freezing.freeze(ID)
+    assert written[-1] == "freezer.state=THAWED"
+
+
+async def test_group_that_is_gone_cannot_be_frozen_and_needs_no_thawing(
+    freezing: cgroups.SandboxGroups,
+) -> None:
+    gone = "i" + "b" * 20
+    with pytest.raises(Internal, match=r"freezer\.state"):
+        await freezing.freeze(gone)
+    freezing.thaw(gone)
+
+
+def test_machine_without_the_freezer_says_so_and_ends_sandboxes_all_the_same(
+    split: cgroups.Hierarchy,
+) -> None:
+    groups = cgroups.SandboxGroups(split, "cloche-0")
+    assert not groups.freezes
+    groups.thaw(ID)
+
+
+def test_memory_is_asked_back_as_each_version_has_it(
+    freezing: cgroups.SandboxGroups, unified: cgroups.Hierarchy, tmp_path: Path
+) -> None:
+    freezing.reclaim(ID)
+    assert (tmp_path / "memory" / "cloche-0" / ID / "memory.force_empty").read_text() == "0"
+    folder = tmp_path / "cloche-0" / ID
+    folder.mkdir(parents=True)
+    (folder / "memory.stat").write_text("anon 3072\nfile 1024\n")
+    cgroups.SandboxGroups(unified, "cloche-0").reclaim(ID)
+    assert (folder / "memory.reclaim").read_text() == "1024"
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EBUSY])
+def test_memory_that_the_kernel_keeps_is_no_failure(
+    unified: cgroups.Hierarchy, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path, value: str) -> int:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    cgroups.SandboxGroups(unified, "cloche-0").reclaim(ID)

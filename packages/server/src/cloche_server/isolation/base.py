@@ -28,6 +28,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     shares_host_kernel: bool
     memory_snapshot: bool = False
     disk_snapshot: bool = False
+    freezes: bool = False
+    """Whether a sandbox can be made to stand still (`Driver.freeze`)."""
+    own_cpu_pct: float = 0.0
+    """What a sandbox in which nothing happens uses at most, in percent of one CPU."""
     families: bool = False
     """Whether an interpreter can be made ready for many sandboxes at once (`Driver.open_family`)."""
     volumes: bool = False
@@ -210,7 +214,7 @@ class Driver(Protocol):
         ...
 
     async def freeze(self, sandbox_id: str, folder: Path) -> None:
-        """Have every process of a sandbox stand still; for drivers that say `memory_snapshot`.
+        """Have every process of a sandbox stand still, memory where it is; for drivers that say `freezes`.
 
         Raises:
             Internal: It cannot; the sandbox runs on.
@@ -218,11 +222,15 @@ class Driver(Protocol):
         ...
 
     async def thaw(self, sandbox_id: str, folder: Path) -> None:
-        """Have a frozen sandbox go on.
+        """Have a frozen sandbox go on, whichever process of ours froze or saved it. Idempotent.
 
         Raises:
-            Internal: It cannot, or was not frozen.
+            Internal: It cannot.
         """
+        ...
+
+    def reclaim(self, sandbox_id: str) -> None:
+        """Give back the cache of a sandbox's files, which costs it nothing but time. Never fails; blocks."""
         ...
 
     async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
@@ -237,7 +245,7 @@ class Driver(Protocol):
         ...
 
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
-        """End every process and remove every kernel object of the sandbox.
+        """End every process and remove every kernel object of the sandbox, whether it stands still or not.
 
         The caller removes the folder then. Idempotent, and safe on half-made sandboxes.
         """

@@ -17,8 +17,11 @@ from cloche_server.isolation.base import ResourceLimits, Usage
 from cloche_wire.errors import Internal, Unavailable
 
 CONTROLLERS = ("memory", "pids", "cpu")
+_OPTIONAL = ("cpuacct", "freezer")
+"""Of the first version; where the machine has them, groups stand in them too."""
 CPU_PERIOD_US = 100_000
 _REMOVE_ATTEMPTS = 100
+_FREEZE_ATTEMPTS = 1000
 
 
 class Hierarchy(Protocol):
@@ -34,6 +37,23 @@ class Hierarchy(Protocol):
 
     def usage(self, name: str) -> Usage:
         """What the group uses now."""
+        ...
+
+    @property
+    def freezes(self) -> bool:
+        """Whether groups can be made to stand still here."""
+        ...
+
+    def set_frozen(self, name: str, *, is_frozen: bool) -> None:
+        """Have the processes of a group stand still before long, or go on."""
+        ...
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether all of them stand still."""
+        ...
+
+    def reclaim(self, name: str) -> None:
+        """Have the kernel take back what memory of the group it can without losing anything."""
         ...
 
 
@@ -73,6 +93,26 @@ class VersionOne:
             _read_field(self._mounts["memory"] / name / "memory.stat", b"total_cache"),
         )
 
+    @property
+    def freezes(self) -> bool:
+        """See `Hierarchy.freezes`."""
+        return "freezer" in self._mounts
+
+    def set_frozen(self, name: str, *, is_frozen: bool) -> None:
+        """See `Hierarchy.set_frozen`."""
+        _write(self._state(name), "FROZEN" if is_frozen else "THAWED")
+
+    def is_frozen(self, name: str) -> bool:
+        """See `Hierarchy.is_frozen`; until then the file says FREEZING."""
+        return _content(self._state(name)).strip() == b"FROZEN"
+
+    def reclaim(self, name: str) -> None:
+        """See `Hierarchy.reclaim`."""
+        _write(self._mounts["memory"] / name / "memory.force_empty", "0")
+
+    def _state(self, name: str) -> Path:
+        return self._mounts["freezer"] / name / "freezer.state"
+
 
 class VersionTwo:
     """The unified hierarchy."""
@@ -104,6 +144,28 @@ class VersionTwo:
             _read_field(folder / "memory.stat", b"file"),
         )
 
+    @property
+    def freezes(self) -> bool:
+        """See `Hierarchy.freezes`; every kernel with idmapped mounts has it."""
+        return True
+
+    def set_frozen(self, name: str, *, is_frozen: bool) -> None:
+        """See `Hierarchy.set_frozen`."""
+        _write(self._mount / name / "cgroup.freeze", "1" if is_frozen else "0")
+
+    def is_frozen(self, name: str) -> bool:
+        """See `Hierarchy.is_frozen`."""
+        return _read_field(self._mount / name / "cgroup.events", b"frozen") == 1
+
+    def reclaim(self, name: str) -> None:
+        """See `Hierarchy.reclaim`. The kernel says EAGAIN where it found less than was asked for."""
+        cache = _read_field(self._mount / name / "memory.stat", b"file")
+        try:
+            _write(self._mount / name / "memory.reclaim", str(cache))
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+
     def delegate(self) -> None:
         """Hand our controllers down from the root to the groups below (cgroup-v2, "Top-down constraint")."""
         _write(self._mount / "cgroup.subtree_control", " ".join(f"+{name}" for name in CONTROLLERS))
@@ -127,7 +189,7 @@ def detect(mountinfo: str) -> Hierarchy:
         if kind == "cgroup2":
             unified = point
         elif kind == "cgroup":
-            mounts |= {name: point for name in options.split(",") if name in (*CONTROLLERS, "cpuacct")}
+            mounts |= {name: point for name in options.split(",") if name in (*CONTROLLERS, *_OPTIONAL)}
     missing = [name for name in CONTROLLERS if name not in mounts]
     if not missing:
         return VersionOne(mounts)
@@ -202,6 +264,55 @@ class SandboxGroups:
                     await asyncio.sleep(0.01)
                 else:
                     break
+
+    @property
+    def freezes(self) -> bool:
+        """Whether sandboxes can be made to stand still on this machine."""
+        return self._hierarchy.freezes
+
+    async def freeze(self, sandbox_id: str) -> None:
+        """Have every process of a sandbox stand still. Idempotent.
+
+        The kernel does not tell when they do, which is within a millisecond unless one of them waits for a
+        disk; hence the attempts, 1 ms apart.
+
+        Raises:
+            Internal: They do not, within a second; they go on then.
+        """
+        name = f"{self._parent}/{sandbox_id}"
+        try:
+            self._hierarchy.set_frozen(name, is_frozen=True)
+            for _ in range(_FREEZE_ATTEMPTS):
+                if self._hierarchy.is_frozen(name):
+                    return
+                await asyncio.sleep(0.001)
+        except OSError as error:
+            raise Internal(f"cannot freeze the sandbox: {error.filename}: {error.strerror}") from error
+        self.thaw(sandbox_id)
+        raise Internal("cannot freeze the sandbox: a process of it does not stand still")
+
+    def thaw(self, sandbox_id: str) -> None:
+        """Have the processes of a sandbox go on. Idempotent; one that is gone is a success.
+
+        Raises:
+            Internal: The kernel refuses.
+        """
+        if not self._hierarchy.freezes:
+            return
+        try:
+            self._hierarchy.set_frozen(f"{self._parent}/{sandbox_id}", is_frozen=False)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise Internal(f"cannot thaw the sandbox: {error.filename}: {error.strerror}") from error
+
+    def reclaim(self, sandbox_id: str) -> None:
+        """Give back what memory of a sandbox the kernel can take without losing anything. Blocks.
+
+        Without swap that is the cache of files alone. Nothing depends on it, so failures are no news.
+        """
+        with contextlib.suppress(OSError):
+            self._hierarchy.reclaim(f"{self._parent}/{sandbox_id}")
 
     def usage(self, sandbox_id: str) -> Usage:
         """What the sandbox uses now; zeros when it is gone."""

@@ -70,12 +70,15 @@ class FakeDriver:
         raise Internal("cannot start the sandbox: its init ended at once")
 
     async def freeze(self, sandbox_id: str, folder: Path) -> None:
-        """See `Driver.freeze`; this one says no `memory_snapshot`."""
-        raise Internal("no images here")
+        """See `Driver.freeze`; this one says no `freezes`."""
+        raise Internal("no freezing here")
 
     async def thaw(self, sandbox_id: str, folder: Path) -> None:
-        """See `Driver.thaw`; this one says no `memory_snapshot`."""
-        raise Internal("no images here")
+        """See `Driver.thaw`; this one says no `freezes`."""
+        raise Internal("no freezing here")
+
+    def reclaim(self, sandbox_id: str) -> None:
+        """See `Driver.reclaim`; there is nothing to give back."""
 
     async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
         """See `Driver.save`; this one says no `memory_snapshot`."""

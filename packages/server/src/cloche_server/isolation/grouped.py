@@ -36,6 +36,8 @@ class GroupedDriver:
             known = list(filter(None, map(identity.identify, stray)))
             for one in known:
                 identity.kill(one)
+            # What stands still dies when it would go on, before its next instruction.
+            self._groups.thaw(sandbox_id)
             for one in known:
                 await identity.wait_for_exit(one)
             await asyncio.sleep(0)
@@ -52,6 +54,10 @@ class GroupedDriver:
     def usage(self, sandbox_id: str) -> Usage:
         """See `Driver.usage`."""
         return self._groups.usage(sandbox_id)
+
+    def reclaim(self, sandbox_id: str) -> None:
+        """See `Driver.reclaim`."""
+        self._groups.reclaim(sandbox_id)
 
     def leftovers(self) -> set[str]:
         """See `Driver.leftovers`."""

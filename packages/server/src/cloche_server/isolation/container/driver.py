@@ -32,7 +32,13 @@ class ContainerDriver(GroupedDriver):
 
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
-        return Capabilities(name="container", shares_host_kernel=True, families=True, volumes=True)
+        return Capabilities(
+            name="container",
+            shares_host_kernel=True,
+            freezes=self._groups.freezes,
+            families=True,
+            volumes=True,
+        )
 
     def prepare(self, program: Program | None = None) -> None:
         """Make the mount points and the parent group, start the launcher, which imports the program.
@@ -117,12 +123,12 @@ class ContainerDriver(GroupedDriver):
             return opened
 
     async def freeze(self, sandbox_id: str, folder: Path) -> None:
-        """See `Driver.freeze`; this one says no `memory_snapshot`."""
-        raise Internal("no images here")
+        """See `Driver.freeze`."""
+        await self._groups.freeze(sandbox_id)
 
     async def thaw(self, sandbox_id: str, folder: Path) -> None:
-        """See `Driver.thaw`; this one says no `memory_snapshot`."""
-        raise Internal("no images here")
+        """See `Driver.thaw`."""
+        self._groups.thaw(sandbox_id)
 
     async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
         """See `Driver.save`; this one says no `memory_snapshot`."""
@@ -132,6 +138,7 @@ class ContainerDriver(GroupedDriver):
         """See `Driver.destroy`. The end of pid 1 ends every process of its namespace (pid_namespaces(7))."""
         if init is not None:
             identity.kill(init)
+            self._groups.thaw(sandbox_id)
             await identity.wait_for_exit(init)
         # A half-made sandbox has no known init: whatever stands in its groups is a child of the launcher, or
         # what that started.
