@@ -12,6 +12,7 @@ from cloche_server.node.messages import (
     CreateSandbox,
     CreateVolume,
     EndReason,
+    FreezeSandbox,
     LogEntry,
     LogsQuery,
     MetricPoint,
@@ -44,6 +45,8 @@ class FakePlacement:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.ready = ReadyBoard()
+        self.frozen: set[str] = set()
+        self.timeouts: list[SetTimeout] = []
         self.alive: dict[str, SandboxState] = {}
         self.created: list[CreateSandbox] = []
         self.egress: list[SetEgress] = []
@@ -122,6 +125,7 @@ class FakePlacement:
 
     async def set_timeout(self, timeout: SetTimeout) -> SandboxState:
         self._fail()
+        self.timeouts.append(timeout)
         state = self._find(timeout.sandbox_id, "running")
         end_at = self.clock.now() + timedelta(seconds=timeout.timeout_s)
         if timeout.only_extend:
@@ -153,6 +157,12 @@ class FakePlacement:
         state = self._find(order.sandbox_id, "running")
         self.paused.append(order)
         self.alive[order.sandbox_id] = msgspec.structs.replace(state, state="paused")
+        self._leave()
+
+    async def freeze(self, order: FreezeSandbox) -> None:
+        await self._enter(self.fails_pause)
+        self._find(order.sandbox_id, "running")
+        self.frozen.add(order.sandbox_id)
         self._leave()
 
     async def resume(self, order: ResumeSandbox) -> SandboxState:

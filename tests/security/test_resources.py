@@ -1,11 +1,13 @@
 """Boundary: resources. One sandbox that takes all it can get harms neither its neighbour nor the server."""
 
 import time
+from pathlib import Path
 
 from tests.support.census import processes
 from tests.support.fixtures import NEEDS_A_SERVER, MakeSandbox
 from tests.support.inside import host_processes, run
 from tests.support.server import Server
+from tests.support.waiting import until
 
 pytestmark = NEEDS_A_SERVER
 
@@ -48,3 +50,40 @@ def test_a_fork_bomb_is_stopped_by_the_limit_and_can_be_killed(
     sandbox.kill()
     assert time.monotonic() - began < 5
     assert not [pid for pid, uid in processes() if uid - uid % 65_536 in ids]
+
+
+_TURMOIL = """
+import os, subprocess, threading, time
+def spawn():
+    while True:
+        subprocess.run(["true"])
+for _ in range(8):
+    threading.Thread(target=spawn).start()
+for _ in range(100):
+    if os.fork() == 0:
+        while True:
+            time.sleep(0.001)
+open("/tmp/begun", "w").close()
+time.sleep(600)
+"""
+
+
+def test_sandbox_that_is_frozen_in_turmoil_stands_still_and_keeps_nobody_waiting(
+    server: Server, sandboxes: MakeSandbox
+) -> None:
+    """However many processes it starts and ends just then; its neighbour answers, and it can be ended."""
+    wild, neighbour = sandboxes(timeout=600), sandboxes(timeout=600)
+    wild.files.write("/tmp/turmoil.py", _TURMOIL)
+    wild.commands.run("nohup python3 /tmp/turmoil.py >/dev/null 2>&1 &")
+    until(lambda: wild.files.exists("/tmp/begun"), within_s=30, what="turmoil")
+    wild.freeze()
+    (usage,) = Path("/sys/fs/cgroup").glob(f"**/cloche-*/{wild.sandbox_id}/pids.current")
+    before = usage.read_text()
+    for number in range(20):
+        began = time.monotonic()
+        assert neighbour.commands.run(f"echo {number}").stdout == f"{number}\n"
+        assert time.monotonic() - began < 1
+    assert usage.read_text() == before
+    began = time.monotonic()
+    assert wild.kill()
+    assert time.monotonic() - began < 10

@@ -49,6 +49,7 @@ async def test_the_detail_tells_all_there_is(client: httpx.AsyncClient, placemen
         "metadata": {"a": "b"},
         "volumeMounts": [],
         "isolation": "fake",
+        "frozen": False,
         "envdVersion": "0.6.13",
         "envdAccessToken": placement.created[0].access_token,
         "domain": "cloche.localhost:3000",

@@ -16,7 +16,7 @@ from cloche_server import link
 from cloche_server.config import Config
 from cloche_server.edge import tls
 from cloche_server.edge.listener import Edge
-from cloche_server.node.messages import Dial, Route, RouteGone, Wake
+from cloche_server.node.messages import Dial, IdleSandbox, LookAgain, Route, RouteGone, Wake
 from cloche_wire.errors import ClocheError, PortClosed, SandboxNotFound
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -34,6 +34,7 @@ class World:
         self.ports: dict[tuple[str, int], Serve] = {}
         self.dials: list[Dial] = []
         self.wakes: list[str] = []
+        self.idle_words: list[IdleSandbox] = []
         self.wake_asked = asyncio.Event()
         self.wake_gate: asyncio.Event | None = None
         """A wake waits for it."""
@@ -53,6 +54,9 @@ class World:
             feed: asyncio.Queue[link.Event] = asyncio.Queue()
             self._feeds.add(feed)
             return link.Answer(list(self.routes.values()), events=self._events(feed))
+        if method == "idle":
+            self.idle_words.append(msgspec.json.decode(params, type=IdleSandbox))
+            return link.Answer(LookAgain(60))
         if method == "wake":
             return link.Answer(await self._wake(msgspec.json.decode(params, type=Wake).sandbox_id))
         dial = msgspec.json.decode(params, type=Dial)
@@ -73,11 +77,15 @@ class World:
             raise self.fails_wake
         if sandbox_id not in self.routes:
             raise SandboxNotFound("no such sandbox")
-        return self.turn(sandbox_id, is_paused=False)
+        return self.turn(sandbox_id)
 
-    def turn(self, sandbox_id: str, *, is_paused: bool) -> Route:
-        """Have a sandbox paused or resumed, and say so."""
-        self.routes[sandbox_id] = msgspec.structs.replace(self.routes[sandbox_id], is_paused=is_paused)
+    def turn(
+        self, sandbox_id: str, *, is_paused: bool = False, is_frozen: bool = False, is_idle: bool = False
+    ) -> Route:
+        """Have a sandbox paused, frozen, or running again, and say so."""
+        self.routes[sandbox_id] = msgspec.structs.replace(
+            self.routes[sandbox_id], is_paused=is_paused, is_frozen=is_frozen, is_idle=is_idle
+        )
         self.announce(self.routes[sandbox_id])
         return self.routes[sandbox_id]
 

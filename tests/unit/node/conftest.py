@@ -55,6 +55,10 @@ class RememberingNetwork:
         self.slots: dict[int, bool] = {}
         self.policies: dict[int, EgressPolicy] = {}
         self.failures: list[Exception] = []
+        self.connected: set[int] = set()
+
+    def has_connections(self, slot: int) -> bool:
+        return slot in self.connected
 
     def new_namespace(self) -> int:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -100,6 +104,7 @@ class RememberingDriver:
         self.frozen: set[str] = set()
         self.lacks = ""
         self.prepared = 0
+        self.reclaimed: list[str] = []
         self.save_failures: list[BaseException] = []
         self._servers: dict[str, asyncio.Server] = {}
 
@@ -113,6 +118,9 @@ class RememberingDriver:
         if sandbox_id not in self.frozen:
             raise Internal("not frozen")
         self.frozen.remove(sandbox_id)
+
+    def reclaim(self, sandbox_id: str) -> None:
+        self.reclaimed.append(sandbox_id)
 
     async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
         assert sandbox_id in self.frozen

@@ -210,6 +210,7 @@ def read_info(data: Any) -> SandboxInfo:  # noqa: ANN401 - decoded JSON
         sandbox_domain=fields.get("domain"),
         allow_internet_access=fields.get("allowInternetAccess"),
         isolation=fields.get("isolation") or "",
+        frozen=fields.get("frozen") is True,
     )
 
 

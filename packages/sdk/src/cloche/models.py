@@ -72,6 +72,7 @@ class SandboxInfo:
         envd_version: Version of the daemon's interface that the sandbox speaks.
         isolation: What separates it from the server's machine: `container` or `gvisor`; empty where a server
             does not say.
+        frozen: Whether it stands still until something needs it; it runs all the same.
     """
 
     sandbox_id: str
@@ -87,6 +88,7 @@ class SandboxInfo:
     sandbox_domain: str | None = None
     allow_internet_access: bool | None = None
     isolation: str = ""
+    frozen: bool = False
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - the fields have no common type
         attribute = _WIRE_NAMES.get(name, name)

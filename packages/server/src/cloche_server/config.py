@@ -94,6 +94,21 @@ class Ahead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"ahead.most is between 0 and {_MOST_AHEAD}, ahead.memory_reserve_pct up to 100")
 
 
+class Idle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes of sandboxes in which nothing happens; a create may say it for its own."""
+
+    after_s: int = 0
+    """After so long without a request or stream open, without CPU time and without a connection of the
+    sandbox's own; 0: nothing."""
+    act: Literal["freeze", "pause"] = "freeze"
+    """`freeze`: it stands still in memory. `pause`: it goes to disk, which not every isolation can."""
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if self.after_s < 0:
+            raise ValueError("idle.after_s is at least 0")
+
+
 _MOST_AHEAD = 100
 _LEAST_VOLUME_MIB = 8
 _INODE_BYTES = 256
@@ -166,6 +181,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     volumes: Volumes = Volumes()
     ahead: Ahead = Ahead()
     builds: Builds = Builds()
+    idle: Idle = Idle()
 
     @property
     def state_dir(self) -> Path:

@@ -58,6 +58,18 @@ async def test_a_refused_pause_is_a_typed_error(
         await AsyncSandbox.pause("iabc")
 
 
+async def test_freeze_is_asked_for_and_shown(server: SandboxServer) -> None:
+    server.on("POST /v2/sandboxes", httpx.Response(201, json=RECORD))
+    server.on("POST /sandboxes/iabc/freeze", httpx.Response(204))
+    sandbox = await AsyncSandbox.create(idle_after=30, on_idle="pause")
+    assert body_of(server.requests[-1])["idle"] == {"afterSeconds": 30, "action": "pause"}
+    await sandbox.freeze()
+    await sandbox.aclose()
+    server.on("POST /sandboxes/iabc/freeze", problem(409, "Sandbox iabc is paused and cannot be frozen"))
+    with pytest.raises(Conflict, match="cannot be frozen"):
+        await sandbox.freeze()
+
+
 async def test_what_happens_at_the_end_of_its_time_is_sent(server: SandboxServer) -> None:
     server.on("POST /v2/sandboxes", httpx.Response(201, json=RECORD))
     await AsyncSandbox.create(on_timeout="pause", auto_resume=True)

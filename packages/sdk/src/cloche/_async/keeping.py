@@ -20,6 +20,12 @@ async def paused(client: Client, sandbox_id: str, *, memory: bool) -> str:
     return sandbox_id
 
 
+async def frozen(client: Client, sandbox_id: str) -> None:
+    """Have a sandbox stand still."""
+    path = f"/sandboxes/{_requests.path_part(sandbox_id)}/freeze"
+    await client.api("POST", path, missing=SandboxNotFound)
+
+
 async def snapshot_of(client: Client, sandbox_id: str, name: str | None, *, memory: bool) -> SnapshotInfo:
     """Keep a copy of a sandbox that runs."""
     path = f"/sandboxes/{_requests.path_part(sandbox_id)}/snapshots"

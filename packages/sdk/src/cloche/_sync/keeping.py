@@ -21,6 +21,12 @@ def paused(client: Client, sandbox_id: str, *, memory: bool) -> str:
     return sandbox_id
 
 
+def frozen(client: Client, sandbox_id: str) -> None:
+    """Have a sandbox stand still."""
+    path = f"/sandboxes/{_requests.path_part(sandbox_id)}/freeze"
+    client.api("POST", path, missing=SandboxNotFound)
+
+
 def snapshot_of(client: Client, sandbox_id: str, name: str | None, *, memory: bool) -> SnapshotInfo:
     """Keep a copy of a sandbox that runs."""
     path = f"/sandboxes/{_requests.path_part(sandbox_id)}/snapshots"

@@ -106,6 +106,8 @@ class Sandbox(CodeInterpreter):
         on_timeout: Literal["kill", "pause"] = "kill",
         auto_resume: bool = False,
         isolation: str | None = None,
+        idle_after: int | None = None,
+        on_idle: Literal["freeze", "pause"] = "freeze",
         **options: Unpack[ConnectionOptions],
     ) -> Self:
         """Create a sandbox; when this returns it takes commands and code.
@@ -121,6 +123,9 @@ class Sandbox(CodeInterpreter):
             on_timeout: What becomes of it when its time is over.
             auto_resume: Whether a request for it has it run again when it is paused.
             isolation: `gvisor` gives it a kernel of its own; None for what the template and the server say.
+            idle_after: Seconds without anything happening in it until it rests; the next request has it go
+                on. 0 for never, None for what the server's settings say.
+            on_idle: Whether it rests in memory, or on disk.
             options: Where the server is and who asks.
 
         Raises:
@@ -142,6 +147,8 @@ class Sandbox(CodeInterpreter):
         body |= _requests.lifecycle_body(on_timeout, auto_resume)
         if isolation is not None:
             body["isolation"] = isolation
+        if idle_after is not None:
+            body["idle"] = {"afterSeconds": idle_after, "action": on_idle}
         return cls.of(client, new_sandbox(client, body, idempotency_key))
 
     def _connect_self(self, timeout: int | None = None, **options: Unpack[ConnectionOptions]) -> Self:
@@ -185,6 +192,17 @@ class Sandbox(CodeInterpreter):
             NotEnoughSpace: The server's disk is full; the sandbox runs on.
         """
         return keeping.paused(self._client.with_options(options), self.sandbox_id, memory=memory)
+
+    def freeze(self, **options: Unpack[ConnectionOptions]) -> None:
+        """Have the sandbox stand still: its memory stays where it is, and it uses no CPU.
+
+        Whatever it is asked has it go on first, within milliseconds; its time goes on all the while.
+
+        Raises:
+            SandboxNotFound: It has ended.
+            Conflict: It is paused, or something else is being done with it.
+        """
+        keeping.frozen(self._client.with_options(options), self.sandbox_id)
 
     def create_snapshot(
         self, name: str | None = None, memory: bool = True, **options: Unpack[ConnectionOptions]

@@ -20,6 +20,7 @@ from cloche_server.api.builds import BuildEndpoints
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.events import EventEndpoints
 from cloche_server.api.forks import ForkEndpoints
+from cloche_server.api.freezing import FreezeEndpoints
 from cloche_server.api.keys import KeyEndpoints
 from cloche_server.api.listing import NEXT_PAGE_HEADER, TOTAL_HEADER, ListingEndpoints
 from cloche_server.api.logs import LogEndpoints
@@ -102,6 +103,7 @@ def routes_of(control: ControlPlane) -> list[Route]:
         *EventEndpoints(control).routes(),
         *LogEndpoints(control).routes(),
         *PausingEndpoints(control).routes(),
+        *FreezeEndpoints(control).routes(),
         *TimeoutEndpoints(control).routes(),
         *ForkEndpoints(control).routes(),
         *BuildEndpoints(control).routes(),

@@ -26,6 +26,7 @@ def order_of(
     record: SandboxRecord, egress: Egress, *, isolation: str, timeout_s: int, mounts: tuple[VolumeMount, ...]
 ) -> CreateSandbox:
     """Return what a node is to make of a row, without what no row keeps: `env`, the snapshot of a fork."""
+    idle = record.lifecycle.get("idle", {})
     return CreateSandbox(
         record.id,
         record.team_id,
@@ -47,6 +48,8 @@ def order_of(
         auto_resume=record.lifecycle.get("autoResume", False),
         snapshot_id=record.snapshot_id,
         isolation=isolation,
+        idle_after_s=idle.get("afterSeconds", 0),
+        idle_action=idle.get("action", "freeze"),
     )
 
 

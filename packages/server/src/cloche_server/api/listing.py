@@ -65,14 +65,16 @@ class ListingEndpoints:
         headers = {TOTAL_HEADER: str(running)}
         if len(records) > limit:
             headers[NEXT_PAGE_HEADER] = encode_cursor(Cursor(page[-1].started_at, page[-1].id))
-        return reply(200, [listed_sandbox(record) for record in page], headers)
+        frozen = self._control.placement.frozen
+        return reply(200, [listed_sandbox(record, frozen) for record in page], headers)
 
     async def list_v1(self, call: Call) -> Response:
         """All running sandboxes at once."""
         query: QueryParams = call.request.query_params
         listing = Listing(metadata=parse_metadata(query.get("metadata", "")))
         records = await self._control.store.sandboxes.list(call.caller.team_id, listing)
-        return reply(200, [listed_sandbox(record) for record in records])
+        frozen = self._control.placement.frozen
+        return reply(200, [listed_sandbox(record, frozen) for record in records])
 
 
 def check_limit(limit: int) -> int:

@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cloche_server.api.network_options import NetworkOptions, check_network
-from cloche_server.api.shapes import Lifecycle, NewSandbox
-from cloche_server.config import Config, Limits
+from cloche_server.api.shapes import IdleConfig, Lifecycle, NewSandbox
+from cloche_server.config import Config, Idle, Limits
 from cloche_wire.errors import InvalidArgument, UnsupportedOption
 
 MAX_OPTIONS_BYTES = 1 << 20
+
+
+LONGEST_IDLE_S = 7 * 86_400
 
 
 class Options(NamedTuple):
@@ -40,9 +43,10 @@ def check_options(body: NewSandbox, config: Config, *, default_timeout_s: int) -
     check_timeout(timeout_s, config.limits)
     _check_texts(body)
     _check_iam(body.iam)
+    idle = _check_idle(body.idle, config.idle)
     return Options(
         timeout_s,
-        lifecycle=_check_lifecycle(body),
+        lifecycle=msgspec.structs.replace(_check_lifecycle(body), idle=idle),
         pause_memory=body.auto_pause_memory,
         network=check_network(body, config.egress.exceptions),
     )
@@ -69,6 +73,14 @@ def _check_lifecycle(body: NewSandbox) -> Lifecycle:
         raise InvalidArgument("autoPauseMemory false cannot be combined with autoResume")
     # Whether the isolation in use can pause is the node's to say.
     return Lifecycle(body.auto_resume.enabled, "pause" if body.auto_pause else "kill")
+
+
+def _check_idle(wish: IdleConfig | None, usual: Idle) -> IdleConfig | msgspec.UnsetType:
+    """What becomes of it when nothing happens in it; whether its isolation can, is the node's to say."""
+    chosen = IdleConfig(usual.after_s, usual.act) if wish is None else wish
+    if not 0 <= chosen.after_seconds <= LONGEST_IDLE_S:
+        raise InvalidArgument(f"idle.afterSeconds is not between 0 and {LONGEST_IDLE_S}")
+    return chosen if chosen.after_seconds else msgspec.UNSET
 
 
 def _check_iam(iam: dict[str, Any] | None) -> None:

@@ -114,7 +114,7 @@ class PausingEndpoints:
                 if record.is_paused:
                     record = await self._resume(record, timeout_s, keep_memory=keep_memory)
                     return reply(201, shown.sandbox(self._control.config, record))
-                record = await move_end(self._control, record, timeout_s, only_extend=True)
+                record = await move_end(self._control, record, timeout_s, only_extend=True, is_needed=True)
                 return reply(200, shown.sandbox(self._control.config, record))
             except Conflict:
                 # The row was behind the node, or the node is in the middle of a pause or a wake.

@@ -152,7 +152,8 @@ class SandboxEndpoints:
     async def detail(self, call: Call) -> Response:
         """`GET /sandboxes/{id}`."""
         record = await live_sandbox(self._control, call)
-        return reply(200, shown.sandbox_detail(self._control.config, record))
+        frozen = self._control.placement.frozen
+        return reply(200, shown.sandbox_detail(self._control.config, record, frozen))
 
     async def kill(self, call: Call) -> Response:
         """`DELETE /sandboxes/{id}`: afterwards no process of it is left, nor what a pause has kept."""

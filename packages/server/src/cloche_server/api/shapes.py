@@ -22,6 +22,14 @@ class AutoResume(msgspec.Struct, frozen=True):
     enabled: bool
 
 
+class IdleConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """What becomes of a sandbox in which nothing happens; our own option."""
+
+    after_seconds: int = 0
+    """0: nothing, whatever the server's settings say."""
+    action: Literal["freeze", "pause"] = "freeze"
+
+
 class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Network options of a new sandbox."""
 
@@ -70,6 +78,7 @@ class NewSandbox(msgspec.Struct, frozen=True, rename="camel"):
     isolation: str | None = None
     """Ours alone: a stronger one than the server's or the template's."""
     volume_mounts: list[VolumeMount] | None = None
+    idle: IdleConfig | None = None
 
 
 class NewVolume(msgspec.Struct, frozen=True):
@@ -203,6 +212,8 @@ class ListedSandbox(msgspec.Struct, frozen=True, rename="camel"):
     volume_mounts: list[dict[str, str]]
     isolation: str
     state: Literal["running", "paused"]
+    frozen: bool = False
+    """It runs, and stands still until something needs it; our own field."""
     snapshot_id: str | UnsetType = field(default=UNSET, name="snapshotID")
     """What it was made of, unless of a template."""
     parent_id: str | UnsetType = field(default=UNSET, name="parentSandboxID")
@@ -216,6 +227,8 @@ class Lifecycle(msgspec.Struct, frozen=True, rename="camel"):
 
     auto_resume: bool = False
     on_timeout: Literal["kill", "pause"] = "kill"
+    idle: IdleConfig | UnsetType = UNSET
+    """What happens when nothing happens in it; our own field."""
 
 
 class SandboxDetail(ListedSandbox, frozen=True, rename="camel", kw_only=True):

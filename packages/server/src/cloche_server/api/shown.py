@@ -1,5 +1,7 @@
 """What clients are shown of a sandbox: when they get it, in a listing, and in full."""
 
+from collections.abc import Collection
+
 import msgspec
 from msgspec import UNSET
 
@@ -22,8 +24,8 @@ def sandbox(config: Config, record: SandboxRecord) -> shapes.Sandbox:
     )
 
 
-def listed_sandbox(record: SandboxRecord) -> shapes.ListedSandbox:
-    """Return what a listing shows of it."""
+def listed_sandbox(record: SandboxRecord, frozen: Collection[str]) -> shapes.ListedSandbox:
+    """Return what a listing shows of it, given which ones stand still."""
     return shapes.ListedSandbox(
         record.template_id,
         record.id,
@@ -37,15 +39,16 @@ def listed_sandbox(record: SandboxRecord) -> shapes.ListedSandbox:
         record.volume_mounts,
         record.isolation,
         "paused" if record.is_paused else "running",
+        record.id in frozen,
         record.snapshot_id or UNSET,
         record.parent_id or UNSET,
     )
 
 
-def sandbox_detail(config: Config, record: SandboxRecord) -> shapes.SandboxDetail:
+def sandbox_detail(config: Config, record: SandboxRecord, frozen: Collection[str]) -> shapes.SandboxDetail:
     """Return all there is to tell of it."""
     return shapes.SandboxDetail(
-        **msgspec.structs.asdict(listed_sandbox(record)),
+        **msgspec.structs.asdict(listed_sandbox(record, frozen)),
         envd_access_token=record.access_token,
         domain=config.public_domain,
         allow_internet_access=record.allow_internet,

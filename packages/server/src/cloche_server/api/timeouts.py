@@ -46,16 +46,23 @@ class TimeoutEndpoints:
 
 
 async def move_end(
-    control: ControlPlane, record: SandboxRecord, timeout_s: int, *, only_extend: bool
+    control: ControlPlane,
+    record: SandboxRecord,
+    timeout_s: int,
+    *,
+    only_extend: bool,
+    is_needed: bool = False,
 ) -> SandboxRecord:
     """Have a running sandbox end so many seconds from now, or, if that is later, when it would have.
+
+    With `is_needed` one that stands still goes on.
 
     Raises:
         SandboxNotFound: It has ended.
         Conflict: It is paused, or about to be.
     """
     try:
-        state = await control.placement.set_timeout(SetTimeout(record.id, timeout_s, only_extend))
+        state = await control.placement.set_timeout(SetTimeout(record.id, timeout_s, only_extend, is_needed))
     except SandboxNotFound as error:
         raise await missed(control, record) from error
     now = control.clock.now()

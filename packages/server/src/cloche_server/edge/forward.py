@@ -117,6 +117,7 @@ async def _to_sandbox(
         refuse_control_path(request)
     exchange = Exchange(client, request, is_probe=is_agent and _is_probe(request))
     with gateway.table.attached(route.sandbox_id, exchange.cut) as attachment:
+        attachment.on_freeze = partial(_needs, gateway.waker, exchange)
         upstream = await _reach(gateway, attachment, route, target.port)
         if is_agent:
             fields = headers.to_agent(request, sender)
@@ -139,7 +140,7 @@ async def _reach(gateway: Gateway, attachment: Attachment, route: Route, port: i
     cut = attachment.cut
     for _ in range(1 + MAX_WAKES):
         attachment.cut = attachment.on_pause = _stay
-        if route.is_paused:
+        if route.sleeps:
             route = await gateway.waker.wake(route.sandbox_id)
         attachment.cut = cut
         try:
@@ -155,6 +156,16 @@ async def _reach(gateway: Gateway, attachment: Attachment, route: Route, port: i
         attachment.on_pause = cut
         return stream
     raise Refusal(503, "The sandbox is paused again and again", route.sandbox_id, port)
+
+
+def _needs(waker: Waker, exchange: Exchange, route: Route) -> None:
+    """Have a sandbox go on that came to stand still under a request, or as soon as its client sends more.
+
+    One that was frozen by its owner's wish is left to stand under answers that have begun.
+    """
+    if route.is_idle or not exchange.is_answered:
+        waker.wake_soon(route.sandbox_id)
+    exchange.watch_client(partial(waker.wake_soon, route.sandbox_id))
 
 
 def _stay() -> None:

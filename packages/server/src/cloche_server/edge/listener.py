@@ -19,6 +19,7 @@ from cloche_server.edge.answers import render
 from cloche_server.edge.connection import HEAD_TIMEOUT_S, Connection
 from cloche_server.edge.forward import Gateway
 from cloche_server.edge.headers import Sender
+from cloche_server.edge.idleness import IdleWatch
 from cloche_server.edge.refusal import Refusal
 from cloche_server.edge.route_table import RouteTable
 from cloche_server.edge.signed_urls import SignedUrls
@@ -92,6 +93,7 @@ class Edge:
         self._gateway = Gateway(
             config, table, SignedUrls(table, SystemClock()), Waker(config.edge_socket, table)
         )
+        self._idle_watch = IdleWatch(config.edge_socket, table)
         self._certificate = certificate
         self._max_connections = max_connections
         self._clients: dict[asyncio.Task[None], Connection | None] = {}
@@ -106,6 +108,7 @@ class Edge:
         """Serve clients of a non-blocking listening socket until `stop`."""
         async with asyncio.TaskGroup() as background:
             follower = background.create_task(self._gateway.table.follow())
+            watch = background.create_task(self._idle_watch.run())
             async with asyncio.TaskGroup() as clients:
                 acceptor = clients.create_task(self._accept(listener, clients))
                 log.info("edge.started", address=str(listener.getsockname()))
@@ -113,6 +116,7 @@ class Edge:
                 acceptor.cancel()
                 await self._finish()
             follower.cancel()
+            watch.cancel()
         log.info("edge.stopped")
 
     async def _finish(self) -> None:

@@ -64,6 +64,15 @@ class Exchange:
         self._upstream: Stream | None = None
         self._answer_has_begun = False
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the client has got the beginning of an answer."""
+        return self._answer_has_begun
+
+    def watch_client(self, on_data: Callable[[], None]) -> None:
+        """Have it called whenever the client sends something, until this request is over."""
+        self.client.on_data = on_data
+
     def cut(self) -> None:
         """End both connections in the middle of whatever passes, so that no client takes it for an end."""
         self.is_cut = True
@@ -99,7 +108,7 @@ class Exchange:
                 body.cancel()
             return outcome
         finally:
-            self.client.on_eof = None
+            self.client.on_eof = self.client.on_data = None
             upstream.abort()
 
     # --- request --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -49,6 +50,8 @@ class Attachment:
     """Called when the sandbox goes."""
     on_pause: Callable[[], None]
     """Called when it is paused: `cut`, but where nothing has reached it yet."""
+    on_freeze: Callable[[Route], None] | None = None
+    """Called when it comes to stand still."""
 
 
 class RouteTable:
@@ -65,6 +68,8 @@ class RouteTable:
         self._by_token: dict[bytes, str] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._streams: dict[str, set[Attachment]] = {}
+        self._quiet_since: dict[str, float] = {}
+        """By CLOCK_MONOTONIC: since when nothing is open to it, if that is so."""
         self._loaded = asyncio.Event()
         self._changed = asyncio.Event()
         self._waiting = 0
@@ -110,10 +115,15 @@ class RouteTable:
         self._gone.pop(route.sandbox_id, None)
         self._routes[route.sandbox_id] = route
         self._by_token[_digest(route.access_token)] = route.sandbox_id
-        if route.is_paused and known is not None and not known.is_paused:
-            # Of a connection by TCP nobody else would tell: its peer is gone without a word.
-            for attachment in tuple(self._streams.get(route.sandbox_id, ())):
+        was_there = known is not None and not known.is_paused
+        if known is None or (known.sleeps and not route.sleeps):
+            self._quiet_since[route.sandbox_id] = time.monotonic()
+        for attachment in tuple(self._streams.get(route.sandbox_id, ())):
+            if route.is_paused and was_there:
+                # Of a connection by TCP nobody else would tell: its peer is gone without a word.
                 attachment.on_pause()
+            elif route.is_frozen and attachment.on_freeze is not None:
+                attachment.on_freeze(route)
         self._notify()
 
     def remove(self, sandbox_id: str, *, for_good: bool = True) -> None:
@@ -125,6 +135,7 @@ class RouteTable:
         """
         self._forget_token(sandbox_id)
         self._routes.pop(sandbox_id, None)
+        self._quiet_since.pop(sandbox_id, None)
         if for_good:
             self._gone[sandbox_id] = None
         if len(self._gone) > _REMEMBERED_GONE:
@@ -147,6 +158,12 @@ class RouteTable:
         """Whether the sandbox has a route now and is not paused."""
         route = self._routes.get(sandbox_id)
         return route is not None and not route.is_paused
+
+    def quiet_s(self, sandbox_id: str) -> float:
+        """For how long nothing has been open to a sandbox that has a route; 0 where something is."""
+        if sandbox_id in self._streams:
+            return 0.0
+        return time.monotonic() - self._quiet_since[sandbox_id]
 
     async def find(self, sandbox_id: str) -> Route:
         """Return the route of a sandbox; an unknown one is given a moment to turn up.
@@ -223,6 +240,8 @@ class RouteTable:
             streams.discard(attachment)
             if not streams and self._streams.get(sandbox_id) is streams:
                 del self._streams[sandbox_id]
+                if sandbox_id in self._routes:
+                    self._quiet_since[sandbox_id] = time.monotonic()
 
     # --- inside ---------------------------------------------------------------------------------------------
 

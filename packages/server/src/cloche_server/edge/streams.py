@@ -52,6 +52,8 @@ class Stream(asyncio.Protocol):
         self.on_eof: Callable[[], None] | None = None
         """Called once when the peer has ended its side or the connection broke, whoever reads at that
         moment."""
+        self.on_data: Callable[[], None] | None = None
+        """Called whenever the peer has sent something."""
 
     # --- what the transport calls ---------------------------------------------------------------------------
 
@@ -63,6 +65,8 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self.on_data is not None:
+            self.on_data()
         if self._delivery is not None and not self._delivery.has_enough.done():
             self._hand_over(self._delivery, data)
             return

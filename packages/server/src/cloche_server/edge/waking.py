@@ -1,4 +1,4 @@
-"""Paused sandboxes that wake on traffic: the first request has the node resume them, all wait for that."""
+"""Sandboxes that wake on traffic, paused ones and frozen ones: the first request asks, all wait for that."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
 from cloche_server.edge.refusal import Refusal, sandbox_not_found
 from cloche_server.edge.upstream import ask_node
@@ -22,6 +23,8 @@ WAKE_TIMEOUT_S = 60.0
 """For a node to read a sandbox's memory and files back from a slow disk."""
 _SOON = ((b"Retry-After", b"1"),)
 
+log = structlog.get_logger()
+
 
 class Waker:
     """Has sandboxes resumed, each by one call to the node however many requests wait for it."""
@@ -36,6 +39,7 @@ class Waker:
         self._socket = socket
         self._table = table
         self._attempts: dict[str, asyncio.Future[Route | Refusal | None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def wake(self, sandbox_id: str) -> Route:
         """Return the route of a sandbox that runs now.
@@ -47,7 +51,7 @@ class Waker:
             route = self._table.get(sandbox_id)
             if route is None:
                 raise sandbox_not_found(sandbox_id)
-            if not route.is_paused:
+            if not route.sleeps:
                 return route
             attempt = self._attempts.get(sandbox_id)
             if attempt is None:
@@ -55,6 +59,21 @@ class Waker:
             outcome = await asyncio.shield(attempt)
             if isinstance(outcome, Refusal):
                 raise replace(outcome)
+
+    def wake_soon(self, sandbox_id: str) -> None:
+        """Have a sandbox woken that something open needs; costs nothing where it does not sleep."""
+        route = self._table.get(sandbox_id)
+        if route is None or not route.sleeps or sandbox_id in self._attempts:
+            return
+        task = asyncio.get_running_loop().create_task(self._wake_quietly(sandbox_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _wake_quietly(self, sandbox_id: str) -> None:
+        try:
+            await self.wake(sandbox_id)
+        except Refusal as refusal:  # whoever sends the next piece asks again
+            log.warning("edge.not_woken", sandbox_id=sandbox_id, error=refusal.message)
 
     async def _lead(self, sandbox_id: str) -> Route:
         """Ask the node for all who wait. If this request is cut off, the next of them asks again."""
@@ -81,7 +100,9 @@ class Waker:
         except TimeoutError as error:
             raise Refusal(504, "The sandbox could not be resumed in time", sandbox_id) from error
         except ClocheError as error:
-            message = f"The sandbox is paused and cannot be resumed: {error.message}"
+            route = self._table.get(sandbox_id)
+            state = "frozen" if route is not None and route.is_frozen else "paused"
+            message = f"The sandbox is {state} and cannot be resumed: {error.message}"
             fields = _SOON if error.retryable else ()
             raise Refusal(error.http_status, message, sandbox_id, fields=fields) from error
         return msgspec.json.decode(answer, type=Route)

@@ -14,7 +14,16 @@ import structlog
 
 from cloche_server import isolation_choice
 from cloche_server.ids import is_sandbox_id
-from cloche_server.node import assemble, kill, pause, snapshots, threads, volume_requests, warm_images
+from cloche_server.node import (
+    assemble,
+    freezing,
+    kill,
+    pause,
+    snapshots,
+    threads,
+    volume_requests,
+    warm_images,
+)
 from cloche_server.node.assemble import Origin
 from cloche_server.node.demand import Need
 from cloche_server.node.egress import check_policy
@@ -92,6 +101,10 @@ async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
     """
     if request.on_timeout == "pause":
         pause.check_ability(machine, request.isolation, with_memory=request.pause_memory)
+    if request.idle_after_s:
+        freezing.check_ability(machine, request.isolation)
+        if request.idle_action == "pause":
+            pause.check_ability(machine, request.isolation, with_memory=True)
     if request.snapshot_id is None:
         return await warm_images.origin(machine, request.build_id, request.isolation)
     return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id), request.isolation)

@@ -7,7 +7,7 @@ import os
 import socket
 
 from cloche_server.isolation import syscalls
-from cloche_server.node import agent_link, threads
+from cloche_server.node import agent_link, freezing, threads
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import AGENT_PORT, Machine
 from cloche_server.node.messages import Dial
@@ -29,6 +29,7 @@ async def dial(machine: Machine, request: Dial) -> int:
     """
     try:
         live = machine.find(request.sandbox_id)
+        await freezing.need(machine, live)
     except Conflict as error:
         raise SandboxNotFound(f"no such sandbox: {request.sandbox_id}") from error
     if not 1 <= request.port <= 65_535:

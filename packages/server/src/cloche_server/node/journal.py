@@ -47,7 +47,9 @@ class Record(msgspec.Struct, frozen=True):
     runtime_tree: str = ""
     """Name of the tree that its agent runs on."""
     is_frozen: bool = False
-    """It may be standing still for a copy that a node that was killed was making."""
+    """It stands still until something needs it, or may for a copy that a node that was killed was making."""
+    is_idle: bool = False
+    """It stands still because nothing happened in it."""
 
     def public(self) -> SandboxState:
         """What the api is told."""
@@ -59,6 +61,7 @@ class Record(msgspec.Struct, frozen=True):
             self.isolation,
             self.egress.digest,
             "paused" if self.state == "paused" else "running",
+            self.is_frozen,
         )
 
     @property

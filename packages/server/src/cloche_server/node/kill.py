@@ -10,11 +10,11 @@ import msgspec
 import structlog
 
 from cloche_server.link import Event
-from cloche_server.node import threads
+from cloche_server.node import freezing, threads
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import EndReason, SandboxUnready
-from cloche_wire.errors import ClocheError
+from cloche_wire.errors import ClocheError, Internal
 
 RETRY_S = 2.0
 
@@ -52,6 +52,8 @@ async def finish(machine: Machine, live: Live) -> None:
     if live.builder is not None:
         await live.built.wait()
     elif machine.before_removal is not None and live.record.request.access_token:
+        with contextlib.suppress(Internal):  # its last words are all that is missing then
+            await freezing.go_on(machine, live)
         await machine.before_removal(live)
     while True:
         try:

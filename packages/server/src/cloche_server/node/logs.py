@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 import structlog
 
-from cloche_server.node import agent_link
+from cloche_server.node import agent_link, freezing
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import LogEntry, LogsQuery
@@ -64,6 +64,7 @@ class LogKeeper:
         """
         live = self.machine.live.get(query.sandbox_id)
         if live is not None and live.record.state == "running":
+            await freezing.need(self.machine, live)
             return await self._fetch(live.record, query.since_ms, LIVE_TIMEOUT_S)
         self._forget_old()
         if (kept := self._kept.get(query.sandbox_id)) is None:

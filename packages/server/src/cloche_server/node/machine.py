@@ -49,6 +49,8 @@ class Live:
     """What was used before it was somebody's."""
     family: Family | None = None
     """What it may have an interpreter forked from; None for one that has to start it."""
+    needed_boot_s: float = 0.0
+    """When something last needed it that the edge does not know of, by the boot clock."""
     network_namespace: int | None = None
     """Descriptor, for dialling its ports; None while it is being made."""
     builder: asyncio.Task[object] | None = None
@@ -175,13 +177,22 @@ class Machine:
             mask_request_host=record.request.mask_request_host,
             https_ports=record.request.https_ports,
             is_paused=record.state in _ON_DISK,
+            is_frozen=record.is_frozen,
+            is_idle=record.is_idle,
+            idle_after_s=self._idle_after_s(record),
         )
+
+    def _idle_after_s(self, record: Record) -> int:
+        """After how long without anything open the edge is to say so; 0 where nothing follows from it."""
+        goes_on_to_disk = record.request.idle_action == "pause"
+        return 0 if record.is_frozen and not goes_on_to_disk else record.request.idle_after_s
 
     def routes_now(self) -> list[Route]:
         """All that lead to a sandbox, or wake one."""
         records = [*(live.record for live in self.live.values()), *self.paused.values()]
         running = [record for record in records if record.state == "running"]
-        waking = [record for record in records if record.state in _ON_DISK and record.request.auto_resume]
+        on_disk = [record for record in records if record.state in _ON_DISK]
+        waking = [record for record in on_disk if record.request.wakes_on_traffic]
         return [self.route(record) for record in (*running, *waking)]
 
     def publish_route(self, record: Record) -> None:
@@ -191,7 +202,7 @@ class Machine:
     def publish_gone(self, record: Record) -> None:
         """Have what is open to and from the sandbox cut, before any of its processes ends."""
         is_paused = record.state in _ON_DISK
-        if is_paused and record.request.auto_resume:
+        if is_paused and record.request.wakes_on_traffic:
             self.publish_route(record)
         else:
             self.routes.publish(Event("gone", RouteGone(record.request.sandbox_id, is_paused)))

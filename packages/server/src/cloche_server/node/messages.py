@@ -12,13 +12,15 @@ Control socket (`Config.node_socket`), method -> params -> result:
     health       {}              {}               whether the node answers
     drain        {}              {}               ends every sandbox; more creates answer Unavailable
     watch        {}              [SandboxReady], then events `ended` (SandboxEnded), `ready` (SandboxReady),
-                                 `unready` (SandboxUnready), `paused` and `resumed` (SandboxState) on the
-                                 same link until it is closed
+                                 `unready` (SandboxUnready), `paused`, `resumed`, `frozen` and `thawed`
+                                 (SandboxState) on the same link until it is closed
 
     pause           PauseSandbox   {}             raises SandboxNotFound, Conflict (paused, or busy),
                                                   UnsupportedOption, NotEnoughSpace, Internal: it runs on
     resume          ResumeSandbox  SandboxState   raises SandboxNotFound, Conflict (it runs, or is busy),
                                                   ResourceExhausted, SnapshotUnusable: it stays paused
+    freeze          FreezeSandbox  {}             raises SandboxNotFound, Conflict (paused, or busy),
+                                                  UnsupportedOption, Internal: it runs on
     snapshot        TakeSnapshot   SnapshotTaken  raises as pause; the sandbox runs on
     remove_snapshot RemoveSnapshot {}             one that is not there is a success
 
@@ -38,6 +40,7 @@ Edge socket (`Config.edge_socket`):
     sandbox's network namespace
                                  raises SandboxNotFound, PortClosed
     wake         Wake            Route           raises SandboxNotFound: it is not paused, and does not run
+    idle         IdleSandbox     LookAgain       raises SandboxNotFound, Conflict: it is paused
 
 Egress socket (`Config.egress_socket`):
 
@@ -107,10 +110,18 @@ class CreateSandbox(msgspec.Struct, frozen=True):
     """Whether its memory is kept when its time-out pauses it."""
     auto_resume: bool = False
     """Whether a request for it resumes it when it is paused, for `timeout_s` seconds."""
+    idle_after_s: int = 0
+    """After so long without anything happening in it `idle_action` is done with it; 0: never."""
+    idle_action: Literal["freeze", "pause"] = "freeze"
     snapshot_id: str | None = None
     """Made as a copy of what that snapshot has kept, instead of from its template."""
     isolation: str = ""
     """Its driver; empty: its template's, or the server's."""
+
+    @property
+    def wakes_on_traffic(self) -> bool:
+        """Whether it is resumed by a request when it is paused."""
+        return self.auto_resume or bool(self.idle_after_s and self.idle_action == "pause")
 
 
 class SandboxState(msgspec.Struct, frozen=True):
@@ -124,6 +135,14 @@ class SandboxState(msgspec.Struct, frozen=True):
     egress_digest: str = ""
     """Of what it may reach now, so that the control plane can see whether that is what it shows."""
     state: Literal["running", "paused"] = "running"
+    is_frozen: bool = False
+    """It stands still until something needs it; it runs all the same."""
+
+
+class FreezeSandbox(msgspec.Struct, frozen=True):
+    """Have one sandbox stand still until something needs it, its memory where it is."""
+
+    sandbox_id: str
 
 
 class PauseSandbox(msgspec.Struct, frozen=True):
@@ -182,6 +201,8 @@ class SetTimeout(msgspec.Struct, frozen=True):
     timeout_s: int
     only_extend: bool = False
     """Leave the end where it is when it already lies later (connect, refreshes)."""
+    is_needed: bool = False
+    """Have it go on where it stands still: it is about to be used (connect)."""
 
 
 class SetEgress(msgspec.Struct, frozen=True):
@@ -311,12 +332,37 @@ class Route(msgspec.Struct, frozen=True):
     https_ports: tuple[int, ...] = ()
     is_paused: bool = False
     """It is not there, and a request for it has the node resume it (`wake`)."""
+    is_frozen: bool = False
+    """It stands still, and whatever it has to answer has the node let it go on (`wake`)."""
+    is_idle: bool = False
+    """It stands still because nothing was open to it; so whatever is open now needs it."""
+    idle_after_s: int = 0
+    """After so long without anything open the node wants to know (`idle`); 0: never."""
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it has to be woken before it answers."""
+        return self.is_paused or self.is_frozen
 
 
 class Wake(msgspec.Struct, frozen=True):
-    """Ask for a paused sandbox that wakes on traffic; the answer comes when it can be reached."""
+    """Ask for a paused sandbox that wakes on traffic, or a frozen one; the answer comes when it answers."""
 
     sandbox_id: str
+
+
+class IdleSandbox(msgspec.Struct, frozen=True):
+    """Nothing is open to this sandbox, and nothing has been for as long as its route says."""
+
+    sandbox_id: str
+    is_frozen: bool = False
+    """Whether the edge knows that it stands still, so that nothing reaches it unless the node is asked."""
+
+
+class LookAgain(msgspec.Struct, frozen=True):
+    """When to say it again, if it holds still."""
+
+    after_s: float
 
 
 class RouteGone(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ do: a few small files each, and the sizes of writable layers from a budget of en
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -62,6 +63,20 @@ class Sampler:
         boot_s, at_s = machine.clock.boot_s(), int(machine.clock.now().timestamp())
         for (name, live), usage in zip(running.items(), usages, strict=True):
             self._add(self._watched[name], live, usage, boot_s, at_s)
+
+    def busiest_pct(self, sandbox_id: str, for_s: float) -> float:
+        """The largest part of one CPU that a sandbox used between two samples of the last seconds.
+
+        Infinite where there is none of them: nothing is known of it then.
+        """
+        watched, live = self._watched.get(sandbox_id), self.machine.live.get(sandbox_id)
+        if watched is None or live is None:
+            return math.inf
+        # The oldest of them may tell of what was before.
+        since_s = int(self.machine.clock.now().timestamp() - max(for_s, FINE_EVERY_S))
+        points = watched.history.points(since_s)
+        shares = [point.cpu_used_pct for point in points[1:] or points]
+        return max(shares, default=math.inf) * live.record.request.cpu_count
 
     def query(self, query: MetricsQuery) -> list[SandboxMetrics]:
         """What is known of the sandboxes asked for; those that do not run are left out."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import structlog
 
-from cloche_server.isolation import netlink, syscalls
+from cloche_server.isolation import conntrack, netlink, syscalls
 from cloche_server.isolation.base import ID_RANGE, first_id
 from cloche_server.node.messages import EgressPolicy
 from cloche_server.node.ruleset import EGRESS_PORT, OFFLINE_GROUP, ONLINE_GROUP, Ruleset, leaving_group
@@ -212,6 +212,17 @@ class Network:
         except OSError as error:
             if error.errno != errno.ENODEV:  # all had gone by themselves
                 raise Unavailable(f"cannot remove networks: {error}") from error
+
+    def has_connections(self, slot: int) -> bool:
+        """Whether a sandbox has a connection open that it began itself, to anywhere outside.
+
+        Where the kernel does not tell, it is taken to have one.
+        """
+        try:
+            return self._block.address(slot) in conntrack.sources()
+        except OSError as error:
+            log.warning("network.connections_unknown", error=error.strerror)
+            return True
 
     def leftovers(self) -> set[int]:
         """Slots of our block that have an interface."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from cloche_server.node import kill
+from cloche_server.node import freezing, kill
 from cloche_server.node.images import Manifest
 from cloche_server.node.journal import Record
 from cloche_server.node.lifecycle import next_state
@@ -60,7 +60,7 @@ async def pause(machine: Machine, request: PauseSandbox) -> None:
     isolation = machine.find(request.sandbox_id).record.isolation
     check_ability(machine, isolation, with_memory=request.memory)
     async with turn:
-        await _pause(machine, machine.find(request.sandbox_id), with_memory=request.memory)
+        await put_on_disk(machine, machine.find(request.sandbox_id), with_memory=request.memory)
 
 
 async def pause_by_timeout(machine: Machine, live: Live) -> None:
@@ -77,7 +77,8 @@ async def pause_by_timeout(machine: Machine, live: Live) -> None:
             machine.note(live, msgspec.structs.replace(live.record, deadline_boot_s=later))
 
 
-async def _pause(machine: Machine, live: Live, *, with_memory: bool) -> None:
+async def put_on_disk(machine: Machine, live: Live, *, with_memory: bool) -> None:
+    """As `pause`, for who has its turn."""
     machine.move(live, "pause")
     began_s = machine.clock.boot_s()
     try:
@@ -88,6 +89,7 @@ async def _pause(machine: Machine, live: Live, *, with_memory: bool) -> None:
             state=next_state(live.record.state, "saved"),
             image=name,
             is_frozen=False,
+            is_idle=False,
             images_made=live.record.images_made + 1,
             init=None,
         )
@@ -124,7 +126,7 @@ async def save(
 ) -> Saved:
     """Make an image of a sandbox that runs; it stands still meanwhile, and after it unless `thaws`.
 
-    One `for_now` ends with this process at the latest.
+    One `for_now` ends with this process at the latest. What stands still before does so after it too.
 
     One without memory has it all the same, and who goes on from it ends the processes: ended now, they would
     be lost where the image then fails.
@@ -142,14 +144,14 @@ async def save(
     begun = machine.images.begin(name)
     began_s = machine.clock.boot_s()
     try:
-        # Written down first: a node that dies in the middle leaves it standing still.
-        machine.note(live, msgspec.structs.replace(live.record, is_frozen=True))
-        await driver.freeze(sandbox_id, folder)
+        goes_on = thaws and not live.record.is_frozen
+        if not live.record.is_frozen:
+            await freezing.stand_still(machine, live)
         try:
             await driver.save(sandbox_id, folder, begun)
         finally:
-            if thaws:
-                await thaw(machine, live)
+            if goes_on:
+                await freezing.thaw(machine, live)
         stood_still_s = machine.clock.boot_s() - began_s
         manifest = Manifest(
             driver.capabilities().image_format,
@@ -167,28 +169,16 @@ async def save(
         raise
 
 
-async def thaw(machine: Machine, live: Live) -> None:
-    """Have a sandbox go on that may have stood still for an image.
-
-    Raises:
-        Internal: It cannot, or did not stand still.
-    """
-    sandbox_id = live.record.request.sandbox_id
-    await machine.driver(live.record).thaw(sandbox_id, machine.folder(sandbox_id))
-    live.record = msgspec.structs.replace(live.record, is_frozen=False)
-    with contextlib.suppress(OSError):  # on a full disk the older record has it thawed once more
-        machine.journal.write(live.record)
-
-
 async def _go_on(machine: Machine, live: Live) -> None:
     """Have a sandbox that could not be saved run as before."""
     sandbox_id = live.record.request.sandbox_id
     with contextlib.suppress(Internal):  # it may never have been frozen
-        await thaw(machine, live)
+        await freezing.thaw(machine, live)
     # In memory first: on a full disk the older record, `pausing`, leads to the same after a restart.
     live.record = msgspec.structs.replace(live.record, state=next_state(live.record.state, "not_saved"))
     with contextlib.suppress(OSError):
         machine.journal.write(live.record)
+    freezing.announce(machine, live)
     if live.record.init is None or not machine.driver(live.record).is_alive(live.record.init):
         await kill.end(machine, sandbox_id, "exited")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from cloche_server.node import kill, pause, resume, snapshots, threads, warm_images
+from cloche_server.node import freezing, kill, pause, resume, snapshots, threads, warm_images
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
 from cloche_wire.errors import Internal, Unavailable, UnsupportedOption
@@ -99,9 +99,12 @@ async def _adopt(machine: Machine, live: Live) -> bool:
 
 
 async def _go_on(machine: Machine, live: Live) -> None:
-    """Have a sandbox go on that stood still for an image when the node died, which it then does without."""
+    """Have a sandbox go on that stood still when the node died: an image was not complete then.
+
+    It is frozen again by whoever had it frozen, or since nothing happens in it.
+    """
     with contextlib.suppress(Internal):  # it had not come to that
-        await pause.thaw(machine, live)
+        await freezing.thaw(machine, live)
     machine.note(live, msgspec.structs.replace(live.record, state="running", is_frozen=False))
 
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 import msgspec
 import structlog
 
-from cloche_server.node import assemble, kill, pause
+from cloche_server.node import assemble, freezing, kill, pause
 from cloche_server.node.journal import Record
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
@@ -47,7 +47,7 @@ async def resume(machine: Machine, request: ResumeSandbox) -> SandboxState:
 
 
 async def wake(machine: Machine, request: Wake) -> Route:
-    """Have a sandbox run that traffic may wake; one that runs by now is a success.
+    """Have a sandbox run that traffic may wake, or go on that stands still; one that does is a success.
 
     Raises:
         SandboxNotFound: It neither runs nor may be woken so.
@@ -56,8 +56,10 @@ async def wake(machine: Machine, request: Wake) -> Route:
     async with machine.turns.of(request.sandbox_id):
         record = machine.paused.get(request.sandbox_id)
         if record is None:
-            return machine.route(machine.find(request.sandbox_id).record)
-        if not record.request.auto_resume:
+            live = machine.find(request.sandbox_id)
+            await freezing.go_on(machine, live)
+            return machine.route(live.record)
+        if not record.request.wakes_on_traffic:
             raise SandboxNotFound(f"no such sandbox: {request.sandbox_id}")
         timeout_s = max(record.request.timeout_s, LEAST_WOKEN_S)
         return machine.route(await _resume(machine, record, ResumeSandbox(request.sandbox_id, timeout_s)))

@@ -26,6 +26,8 @@ from cloche_server.node import (
     dial,
     dns,
     egress,
+    freezing,
+    idle,
     kill,
     messages,
     network_sweep,
@@ -140,7 +142,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     sampler = Sampler(machine)
     tasks.create_task(sampler.run())
     tasks.create_task(_serve_link(control, control_handler(machine, sampler, keeper)))
-    tasks.create_task(_serve_link(edge, edge_handler(machine)))
+    tasks.create_task(_serve_link(edge, edge_handler(machine, sampler)))
     names = link.listen(config.egress_socket, owner_uid=EGRESS_UID)
     tasks.create_task(_serve_link(names, egress_handler(machine)))
     tasks.create_task(_serve_link(content, content_handler(machine)))
@@ -182,7 +184,11 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
         return link.Answer({})
 
     async def set_timeout(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(reaper.set_timeout(machine, _decode(params, messages.SetTimeout)))
+        request = _decode(params, messages.SetTimeout)
+        state = reaper.set_timeout(machine, request)
+        if request.is_needed:
+            await freezing.need(machine, machine.find(request.sandbox_id))
+        return link.Answer(state)
 
     async def set_egress(params: msgspec.Raw) -> link.Answer:
         await egress.set_egress(machine, _decode(params, messages.SetEgress))
@@ -229,6 +235,10 @@ def _image_methods(machine: Machine) -> dict[str, _Method]:
         await pause.pause(machine, _decode(params, messages.PauseSandbox))
         return link.Answer({})
 
+    async def freeze_sandbox(params: msgspec.Raw) -> link.Answer:
+        await freezing.freeze(machine, _decode(params, messages.FreezeSandbox))
+        return link.Answer({})
+
     async def resume_sandbox(params: msgspec.Raw) -> link.Answer:
         return link.Answer(await resume.resume(machine, _decode(params, messages.ResumeSandbox)))
 
@@ -241,6 +251,7 @@ def _image_methods(machine: Machine) -> dict[str, _Method]:
 
     return {
         "pause": pause_sandbox,
+        "freeze": freeze_sandbox,
         "resume": resume_sandbox,
         "snapshot": take_snapshot,
         "remove_snapshot": remove_snapshot,
@@ -269,7 +280,7 @@ def _observing_methods(sampler: Sampler, keeper: LogKeeper) -> dict[str, _Method
     return {"metrics": metrics, "logs": logs}
 
 
-def edge_handler(machine: Machine) -> link.Handler:
+def edge_handler(machine: Machine, sampler: Sampler) -> link.Handler:
     """Answers of the edge's socket; see `messages`."""
 
     async def routes(_: msgspec.Raw) -> link.Answer:
@@ -282,7 +293,10 @@ def edge_handler(machine: Machine) -> link.Handler:
     async def wake(params: msgspec.Raw) -> link.Answer:
         return link.Answer(await resume.wake(machine, _decode(params, messages.Wake)))
 
-    return _dispatch({"routes": routes, "dial": dial_port, "wake": wake})
+    async def idle_sandbox(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await idle.consider(machine, sampler, _decode(params, messages.IdleSandbox)))
+
+    return _dispatch({"routes": routes, "dial": dial_port, "wake": wake, "idle": idle_sandbox})
 
 
 def egress_handler(machine: Machine) -> link.Handler:

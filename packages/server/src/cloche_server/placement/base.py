@@ -1,12 +1,13 @@
 """The verbs by which the control plane acts on sandboxes and volumes, wherever they are."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from cloche_server.node.messages import (
     CreateSandbox,
     CreateVolume,
     EndReason,
+    FreezeSandbox,
     LogEntry,
     LogsQuery,
     MetricsQuery,
@@ -87,6 +88,25 @@ class Placement(Protocol):
             Unavailable: No node answers; it may be paused all the same.
             DeadlineExceeded: The node takes too long; the same holds.
         """
+        ...
+
+    async def freeze(self, order: FreezeSandbox) -> None:
+        """Have one sandbox stand still until something needs it.
+
+        Raises:
+            SandboxNotFound: No node has it.
+            Conflict: It is paused, or something else is being done with it.
+            UnsupportedOption: Its isolation cannot.
+            NotEnoughSpace: It runs on.
+            Internal: It does not stand still, and runs on.
+            Unavailable: No node answers.
+            DeadlineExceeded: The node takes too long.
+        """
+        ...
+
+    @property
+    def frozen(self) -> Collection[str]:
+        """Sandboxes that stand still, as far as nodes have told."""
         ...
 
     async def resume(self, order: ResumeSandbox) -> SandboxState:

@@ -12,6 +12,7 @@ from cloche_server.node.messages import (
     CreateSandbox,
     CreateVolume,
     EndReason,
+    FreezeSandbox,
     KillSandbox,
     LogEntry,
     LogsQuery,
@@ -55,6 +56,7 @@ class LocalPlacement:
         """Speak to this node; it need not be up yet, each call connects anew."""
         self._nodes = [node]
         self.ready = ReadyBoard()
+        self.frozen: set[str] = set()
 
     async def create(self, sandbox: CreateSandbox, *, timeout_s: float) -> SandboxState:
         """See `base.Placement.create`."""
@@ -87,6 +89,10 @@ class LocalPlacement:
         """See `base.Placement.pause`."""
         await _call(self._nodes[0], "pause", order, dict[str, Any], timeout_s=MEMORY_TIMEOUT_S)
 
+    async def freeze(self, order: FreezeSandbox) -> None:
+        """See `base.Placement.freeze`."""
+        await _call(self._nodes[0], "freeze", order, dict[str, Any], timeout_s=CALL_TIMEOUT_S)
+
     async def resume(self, order: ResumeSandbox) -> SandboxState:
         """See `base.Placement.resume`."""
         return await _call(self._nodes[0], "resume", order, SandboxState, timeout_s=MEMORY_TIMEOUT_S)
@@ -102,7 +108,10 @@ class LocalPlacement:
 
     async def list(self) -> Sequence[SandboxState]:
         """See `base.Placement.list`."""
-        return await _call(self._nodes[0], "list", {}, tuple[SandboxState, ...], timeout_s=CALL_TIMEOUT_S)
+        answer = tuple[SandboxState, ...]
+        states = await _call(self._nodes[0], "list", {}, answer, timeout_s=CALL_TIMEOUT_S)
+        self.frozen = {state.sandbox_id for state in states if state.is_frozen}
+        return states
 
     async def metrics(self, query: MetricsQuery) -> Sequence[SandboxMetrics]:
         """See `base.Placement.metrics`."""
@@ -125,9 +134,17 @@ class LocalPlacement:
                         continue
                     match item[0]:
                         case "ended":
-                            yield msgspec.json.decode(item[1], type=SandboxEnded)
+                            ended = msgspec.json.decode(item[1], type=SandboxEnded)
+                            self.frozen.discard(ended.sandbox_id)
+                            yield ended
                         case "paused" | "resumed":
-                            yield msgspec.json.decode(item[1], type=SandboxState)
+                            state = msgspec.json.decode(item[1], type=SandboxState)
+                            self.frozen.discard(state.sandbox_id)
+                            yield state
+                        case "frozen":
+                            self.frozen.add(msgspec.json.decode(item[1], type=SandboxState).sandbox_id)
+                        case "thawed":
+                            self.frozen.discard(msgspec.json.decode(item[1], type=SandboxState).sandbox_id)
                         case "ready":
                             self.ready.add(msgspec.json.decode(item[1], type=SandboxReady))
                         case "unready":
@@ -136,6 +153,7 @@ class LocalPlacement:
                             continue  # of a later version
         finally:
             self.ready.replace(())
+            self.frozen = set()
 
 
 async def _call(node: Node, method: str, params: object, answer: type[T], *, timeout_s: float) -> T:
