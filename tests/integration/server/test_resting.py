@@ -82,6 +82,8 @@ def test_whatever_needs_it_has_it_go_on(server: Server, sandboxes: MakeSandbox, 
 
 def test_cache_of_a_frozen_one_is_given_back(server: Server, sandboxes: MakeSandbox) -> None:
     """What it has written goes to disk, and the memory to whoever needs it."""
+    if server.isolation == "gvisor":
+        pytest.skip("what is written there is shared memory of the sentry's, for which there is no swap")
     sandbox = sandboxes(timeout=600)
     sandbox.commands.run("head -c 50000000 /dev/urandom > /tmp/written")
     (group,) = Path("/sys/fs/cgroup").glob(f"**/cloche-*/{sandbox.sandbox_id}/memory.stat")
