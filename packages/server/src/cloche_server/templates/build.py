@@ -353,7 +353,9 @@ class _Run:
 
 
 _MAKE_WORKDIR = """
-[ -d "$1" ] || { mkdir -p -- "$1"; chown -- "$2:" "$1"; }
+new= at=$1
+while [ ! -d "$at" ]; do new=$at at=$(dirname "$at"); done
+[ -z "$new" ] || { mkdir -p "$1"; chown -R "$2:" "$new"; }
 """
 _FIND_OR_MAKE_USER = """
 id -u "$1" >/dev/null 2>&1 || {

@@ -94,9 +94,8 @@ class NodeBench:
 
     async def copy_in(self, files: CopyIn) -> None:
         """See `workshop.Bench.copy_in`."""
-        order = PutInBuild(
-            self._sandbox_id, str(files.archive), files.source, files.target, files.owner, files.mode
-        )
+        upload = f"{files.archive.parent.name}/{files.archive.name}"  # below the folder of all uploads
+        order = PutInBuild(self._sandbox_id, upload, files.source, files.target, files.owner, files.mode)
         await _call(self._node, "build_put", order, dict[str, Any], COPY_TIMEOUT_S)
 
     async def commit(self) -> Layer:
