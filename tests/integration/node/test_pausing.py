@@ -203,6 +203,25 @@ async def test_damaged_image_is_refused_and_a_mended_one_resumes(gvisor_node: No
     assert await inside.run("print(x)") == "41"
 
 
+async def test_kernel_of_a_release_that_is_not_known_is_asked_by_its_program(
+    gvisor_node: NodeProcess,
+) -> None:
+    """As is that of a sandbox which an earlier version has started, who wrote no release down."""
+    for release in ("20990101", None):
+        inside = await started(gvisor_node)
+        await inside.run("x = 41")
+        said = gvisor_node.state / "sandboxes" / inside.sandbox_id / "runsc.release"
+        said.unlink()
+        if release is not None:
+            said.write_text(release)
+        order = messages.TakeSnapshot(inside.sandbox_id, inside.sandbox_id)
+        taken = await gvisor_node.call("snapshot", order, messages.SnapshotTaken)
+        assert taken.bytes_on_disk > 0
+        await inside.pause()
+        await inside.resume()
+        assert await inside.run("print(x)") == "41"
+
+
 async def test_copy_for_now_is_gone_when_the_node_was_killed(gvisor_node: NodeProcess) -> None:
     source = await started(gvisor_node)
     await source.run("x = 41")
