@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from cloche_server.isolation.base import ID_RANGE, first_id
@@ -24,7 +23,8 @@ def remains(number: int) -> list[str]:
         *Path("/sys/fs/cgroup").glob(f"cloche-{number}/*/"),
     ]
     interfaces = Path("/sys/class/net").glob(f"cl{number}-*")
-    return [*_processes(number), *map(str, groups), *map(str, interfaces)]
+    processes = (f"process {pid} {name}" for pid, name in sandbox_processes(number).items())
+    return [*processes, *map(str, groups), *map(str, interfaces)]
 
 
 def await_nothing(number: int) -> None:
@@ -40,7 +40,9 @@ def await_nothing(number: int) -> None:
     assert found == [], f"left behind: {found}"
 
 
-def _processes(number: int) -> Iterator[str]:
+def sandbox_processes(number: int) -> dict[int, str]:
+    """Processes of the block's sandboxes, with their names."""
+    found: dict[int, str] = {}
     uids = range(first_id(number * SLOTS), first_id(number * SLOTS) + SLOTS * ID_RANGE)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -48,4 +50,5 @@ def _processes(number: int) -> Iterator[str]:
                 status = dict(re.findall(r"^(\w+):\s+(\S+)", (entry / "status").read_text(), re.MULTILINE))
                 # A zombie is no process of a sandbox any more: it waits for whoever adopted it.
                 if int(status["Uid"]) in uids and status["State"] != "Z":
-                    yield f"process {entry.name} {status['Name']}"
+                    found[int(entry.name)] = status["Name"]
+    return found

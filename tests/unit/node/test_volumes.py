@@ -10,8 +10,15 @@ from tests.unit.node.conftest import Node, request_for
 
 from cloche_server.ids import new_volume_id
 from cloche_server.isolation.base import Capabilities
-from cloche_server.node import create, kill, reconcile, volume_requests, volumes
-from cloche_server.node.messages import CreateVolume, OpenVolume, RemoveVolume, VolumeMount
+from cloche_server.node import create, kill, pause, reconcile, snapshots, volume_requests, volumes
+from cloche_server.node.messages import (
+    CreateVolume,
+    OpenVolume,
+    PauseSandbox,
+    RemoveVolume,
+    TakeSnapshot,
+    VolumeMount,
+)
 from cloche_wire.errors import (
     AlreadyExists,
     ClocheError,
@@ -201,3 +208,28 @@ async def test_a_driver_without_volumes_says_so(node: Node) -> None:
         with pytest.raises(UnsupportedOption, match="isolation 'remembering'"):
             await create.create(m, request_for("a", volume_mounts=mounts))
     assert node.remains() == {}
+
+
+async def test_a_sandbox_with_volumes_is_neither_paused_nor_copied_nor_made_of_a_copy(node: Node) -> None:
+    """Its kernel knows files of a volume by name, which others may remove while it is on disk."""
+    node.driver.able = Capabilities(
+        name="remembering", shares_host_kernel=False, memory_snapshot=True, disk_snapshot=True, volumes=True
+    )
+    async with node.machine() as m:
+        made = CreateVolume(new_volume_id(), "team", "token")
+        await m.volumes.create(made)
+        mounts = (VolumeMount(made.volume_id, "/data"),)
+        with pytest.raises(UnsupportedOption, match="has volumes cannot be paused"):
+            await create.create(m, request_for("a", volume_mounts=mounts, on_timeout="pause"))
+        with pytest.raises(UnsupportedOption, match="made of a snapshot"):
+            await create.create(m, request_for("a", volume_mounts=mounts, snapshot_id="s"))
+        assert node.driver.specs == []
+        state = await create.create(m, request_for("a", volume_mounts=mounts))
+        for act in (
+            pause.pause(m, PauseSandbox(state.sandbox_id)),
+            snapshots.take(m, TakeSnapshot(state.sandbox_id, "s")),
+        ):
+            with pytest.raises(UnsupportedOption, match="has volumes cannot be paused or copied"):
+                await act
+        assert [record.state for record in m.journal.read_all()] == ["running"]
+        await kill.end(m, state.sandbox_id, "killed")

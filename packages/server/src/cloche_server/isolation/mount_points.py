@@ -11,9 +11,16 @@ from pathlib import Path
 from cloche_wire.errors import Unavailable
 
 _FOLDER = Path("/run/cloche")
-ROOT, LAYERS, RUNTIME, EMPTY = (str(_FOLDER / name) for name in ("root", "layers", "runtime", "empty"))
+ROOT, LAYERS, RUNTIME, EMPTY, SHARED = (
+    str(_FOLDER / name) for name in ("root", "layers", "runtime", "empty", "shared")
+)
 NETWORK, NULL = str(_FOLDER / "network"), str(_FOLDER / "null")
 """Files."""
+
+
+def shared_at(number: int) -> str:
+    """Where a program that takes paths is shown the mount of that number, in a namespace of its own."""
+    return f"{SHARED}/{number}"
 
 
 def prepare() -> None:
@@ -22,7 +29,7 @@ def prepare() -> None:
     Raises:
         Unavailable: Something of somebody else's stands there.
     """
-    for folder in (_FOLDER, *map(Path, (ROOT, LAYERS, RUNTIME, EMPTY))):
+    for folder in (_FOLDER, *map(Path, (ROOT, LAYERS, RUNTIME, EMPTY, SHARED))):
         _make_own_folder(folder)
     for path in (NETWORK, NULL):
         Path(path).touch(mode=0o600)

@@ -39,6 +39,7 @@ from cloche_wire.errors import (
     NotEnoughSpace,
     ResourceExhausted,
     Unavailable,
+    UnsupportedOption,
 )
 
 _BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
@@ -100,13 +101,17 @@ async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
         SnapshotUnusable: Or it is damaged, or of other versions.
     """
     if request.on_timeout == "pause":
-        pause.check_ability(machine, request.isolation, with_memory=request.pause_memory)
+        pause.check_ability(machine, request, request.isolation, with_memory=request.pause_memory)
     if request.idle_after_s:
         freezing.check_ability(machine, request.isolation)
         if request.idle_action == "pause":
-            pause.check_ability(machine, request.isolation, with_memory=True)
+            pause.check_ability(machine, request, request.isolation, with_memory=True)
     if request.snapshot_id is None:
+        if request.volume_mounts:
+            return assemble.from_template(machine, request.build_id)  # warm images are of those without any
         return await warm_images.origin(machine, request.build_id, request.isolation)
+    if request.volume_mounts:
+        raise UnsupportedOption("volumeMounts of a sandbox that is made of a snapshot are not supported")
     return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id), request.isolation)
 
 

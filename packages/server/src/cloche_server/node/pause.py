@@ -18,7 +18,7 @@ from cloche_server.node.images import Manifest
 from cloche_server.node.journal import Record
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
-from cloche_server.node.messages import PauseSandbox
+from cloche_server.node.messages import CreateSandbox, PauseSandbox
 from cloche_wire.errors import Conflict, Internal, NotEnoughSpace, UnsupportedOption
 
 RETRY_S = 30.0
@@ -27,8 +27,8 @@ RETRY_S = 30.0
 log = structlog.get_logger()
 
 
-def check_ability(machine: Machine, isolation: str, *, with_memory: bool) -> None:
-    """Refuse what sandboxes of an isolation cannot do here; its driver is ready afterwards.
+def check_ability(machine: Machine, request: CreateSandbox, isolation: str, *, with_memory: bool) -> None:
+    """Refuse what a sandbox of an isolation cannot do here; its driver is ready afterwards.
 
     Raises:
         UnsupportedOption: The message says what, the hint which isolation can.
@@ -39,6 +39,12 @@ def check_ability(machine: Machine, isolation: str, *, with_memory: bool) -> Non
         raise UnsupportedOption(
             f"isolation '{able.name}' cannot keep the {kept} of a sandbox that is paused",
             hint="create it with isolation 'gvisor'",
+        )
+    if request.volume_mounts:
+        # Its kernel knows files of the volume by their names, and goes on only where all are still there.
+        raise UnsupportedOption(
+            "a sandbox that has volumes cannot be paused or copied: others may change what is in them",
+            hint="keep what it needs in the volume, kill it, and create another with the same volume",
         )
 
 
@@ -57,8 +63,8 @@ async def pause(machine: Machine, request: PauseSandbox) -> None:
     turn = machine.turns.of(request.sandbox_id)
     if turn.locked():
         raise Conflict(f"something else is being done with the sandbox: {request.sandbox_id}")
-    isolation = machine.find(request.sandbox_id).record.isolation
-    check_ability(machine, isolation, with_memory=request.memory)
+    record = machine.find(request.sandbox_id).record
+    check_ability(machine, record.request, record.isolation, with_memory=request.memory)
     async with turn:
         await put_on_disk(machine, machine.find(request.sandbox_id), with_memory=request.memory)
 

@@ -45,7 +45,7 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
         if name in machine.images:
             raise Conflict(f"snapshot exists: {request.snapshot_id}")
         live = machine.find(request.sandbox_id)
-        pause.check_ability(machine, live.record.isolation, with_memory=request.memory)
+        pause.check_ability(machine, live.record.request, live.record.isolation, with_memory=request.memory)
         began_s = machine.clock.boot_s()
         try:
             saved = await pause.save(

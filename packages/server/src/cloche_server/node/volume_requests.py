@@ -63,10 +63,11 @@ def remove(machine: Machine, request: RemoveVolume) -> None:
     """
     if not is_volume_id(request.volume_id):
         raise InvalidArgument(f"not a volume id: {request.volume_id[:80]!r}")
+    records = [*(live.record for live in machine.live.values()), *machine.paused.values()]
     users = sorted(
-        live.record.request.sandbox_id
-        for live in machine.live.values()
-        if any(mount.volume_id == request.volume_id for mount in live.record.request.volume_mounts)
+        record.request.sandbox_id
+        for record in records
+        if any(mount.volume_id == request.volume_id for mount in record.request.volume_mounts)
     )
     if users:
         named = ", ".join(users[:_NAMED]) + (", ..." if len(users) > _NAMED else "")

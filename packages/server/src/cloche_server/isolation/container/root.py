@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from cloche_server.isolation import overlay, syscalls
-from cloche_server.isolation.container import shared_mounts
+from cloche_server.isolation import overlay, shared_mounts, syscalls
 from cloche_server.isolation.mount_points import EMPTY, ROOT, RUNTIME
 
 

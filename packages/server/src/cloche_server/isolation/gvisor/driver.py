@@ -61,6 +61,7 @@ class GvisorDriver(GroupedDriver):
             own_cpu_pct=_OWN_CPU_PCT,
             memory_snapshot=True,
             disk_snapshot=True,
+            volumes=True,
             listeners=False,
             image_format=f"runsc {version}",
         )
@@ -90,8 +91,10 @@ class GvisorDriver(GroupedDriver):
         for folder in (bundle, files):
             folder.mkdir(mode=0o700)
         overlays = f"--overlay2=root:dir={files}"  # without a name, so nothing is left of it at the end
-        if spec.keeps_layer:
+        has_layer = spec.keeps_layer or bool(spec.mounts)
+        if has_layer:
             overlay.make_writable(spec.folder)
+        if spec.keeps_layer:
             overlays = "--overlay2=none"
         (bundle / "config.json").write_bytes(msgspec.json.encode(oci_spec.write(spec)))
         limits = ResourceLimits(
@@ -105,13 +108,16 @@ class GvisorDriver(GroupedDriver):
             log=str(spec.folder / _LOG),
             cgroup_files=groups,
             layers=list(map(str, spec.layers)),
-            writable=str(spec.folder) if spec.keeps_layer else None,
+            writable=str(spec.folder) if has_layer else None,
             runtime_tree=str(spec.runtime_tree),
             first_id=first_id(spec.slot),
             pid_file=str(pid_file),
+            mount_paths=[shared.path for shared in spec.mounts],
         )
         (spec.folder / _RELEASE).write_text(self._known.release)
-        answer = await self._launcher.ask(encode(request), [spec.network_namespace])
+        answer = await self._launcher.ask(
+            encode(request), [spec.network_namespace, *(shared.mount for shared in spec.mounts)]
+        )
         init = identity.identify(answer.pid)
         if init is None:
             raise Internal("it ended at once")

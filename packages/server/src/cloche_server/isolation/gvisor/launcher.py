@@ -14,7 +14,7 @@ import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cloche_server.isolation import mount_points, overlay, syscalls
+from cloche_server.isolation import mount_points, overlay, shared_mounts, syscalls
 from cloche_server.isolation.gvisor import control
 from cloche_server.isolation.launching import server
 
@@ -25,7 +25,10 @@ _LOG_BYTES = 2000
 
 @dataclass(frozen=True)
 class RunscRequest:
-    """Run runsc once, to its end. Descriptors: the network namespace, where it starts a sandbox."""
+    """Run runsc once, to its end.
+
+    Descriptors: the network namespace, where it starts a sandbox, and the shared mounts.
+    """
 
     command: list[str]
     log: str
@@ -35,11 +38,14 @@ class RunscRequest:
     layers: list[str] = field(default_factory=list[str])
     """Shown to it at `mount_points.ROOT` as one, with the ids of the sandbox; none: it starts no sandbox."""
     writable: str | None = None
-    """Holds the layer that the sandbox writes to; None: the sentry keeps what is written."""
+    """Holds the layer that the sandbox writes to, or that has the folders of `mount_paths` alone, where the
+    sentry keeps what is written; None: there is none."""
     runtime_tree: str = ""
     first_id: int = 0
     pid_file: str = ""
     """Where it writes the pid of the sandbox's first process."""
+    mount_paths: list[str] = field(default_factory=list[str])
+    """Where shared mounts are shown inside; each is shown to runsc at `mount_points.shared_at`."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +106,36 @@ def _make_mounts(request: RunscRequest, descriptors: list[int]) -> None:
     syscalls.mount("tmpfs", "/proc/sys/net", "tmpfs", syscalls.MS_RDONLY)
     if not request.layers:
         return
-    user_namespace = syscalls.user_namespace([(0, request.first_id, _ID_RANGE)])
+    ids = overlay.Ids(syscalls.user_namespace([(0, request.first_id, _ID_RANGE)]), request.first_id)
     read_only = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV
     if len(request.layers) == 1 and request.writable is None:
-        syscalls.mount_idmapped(request.layers[0], mount_points.ROOT, user_namespace, read_only)
+        syscalls.mount_idmapped(request.layers[0], mount_points.ROOT, ids.user_namespace, read_only)
     else:
-        ids = overlay.Ids(user_namespace, request.first_id)
         overlay.mount(request.layers, request.writable, mount_points.ROOT, ids, syscalls.MS_NODEV)
-    syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, user_namespace, read_only)
+    syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, ids.user_namespace, read_only)
     syscalls.mount(f"/proc/self/fd/{descriptors[0]}", mount_points.NETWORK, None, syscalls.MS_BIND)
+    if request.mount_paths:
+        _show_shared(dict(zip(request.mount_paths, descriptors[1:], strict=True)), ids)
+
+
+def _show_shared(shared: dict[str, int], ids: overlay.Ids) -> None:
+    """Show shared mounts to runsc, and have the root hold a folder at each of their paths.
+
+    Raises:
+        BadPath: One of those is no path for a folder.
+    """
+    # SAFETY: in this process's namespace only, over a folder of ours.
+    flags = syscalls.MS_NODEV | syscalls.MS_NOSUID
+    syscalls.mount("tmpfs", mount_points.SHARED, "tmpfs", flags, "size=64k,mode=755")
+    for number, (path, mount) in enumerate(shared.items()):
+        with shared_mounts.folder_at(mount_points.ROOT, path, ids):
+            shared_mounts.restrict(mount, ids)
+        place = Path(mount_points.shared_at(number))
+        place.mkdir()
+        folder = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        syscalls.attach_mount(mount, folder)
+        os.close(folder)
+        os.close(mount)
 
 
 def _show(source: str, target: str, attributes: int) -> None:

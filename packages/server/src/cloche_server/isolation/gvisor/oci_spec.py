@@ -47,6 +47,12 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
             _mount("/dev", "tmpfs", "nosuid", "noexec", "mode=755", "size=64k"),
             _mount("/dev/pts", "devpts", "nosuid", "noexec"),
             _mount("/dev/shm", "tmpfs", *_NOSUID_NODEV, "mode=1777", f"size={_SHARED_MEMORY_MIB}m"),  # noqa: S108 - inside
+            *(
+                _mount(
+                    shared.path, "bind", *_NOSUID_NODEV, "rbind", "rw", source=mount_points.shared_at(number)
+                )
+                for number, shared in enumerate(spec.mounts)
+            ),
             _mount("/.cloche", "bind", *_NOSUID_NODEV, "rbind", "ro", source=mount_points.RUNTIME),
         ],
         "linux": {

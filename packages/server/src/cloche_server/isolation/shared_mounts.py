@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Generator
 
 from cloche_server.isolation import overlay, syscalls
 from cloche_server.isolation.launching.server import BadPath
@@ -26,17 +27,33 @@ def show(mount: int, root: str, path: str, ids: overlay.Ids) -> None:
     Raises:
         BadPath: A part of the path is a file or a link.
     """
-    # SAFETY: devices and setuid programs of other sandboxes mean nothing here; the mount was seen by nobody.
+    restrict(mount, ids)
+    with folder_at(root, path, ids) as folder:
+        # SAFETY: onto the descriptor of a folder that was reached without a link and without leaving the
+        # root; no program of the tenant has run in it yet, so nobody can change it in between.
+        syscalls.attach_mount(mount, folder)
+
+
+def restrict(mount: int, ids: overlay.Ids) -> None:
+    """Shift the ids of a detached mount to those of a sandbox, and take devices and setuid programs away."""
+    # SAFETY: those of other sandboxes mean nothing here; the mount was seen by nobody.
     syscalls.map_ids(mount, ids.user_namespace, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
+
+
+@contextlib.contextmanager
+def folder_at(root: str, path: str, ids: overlay.Ids) -> Generator[int]:
+    """Open the folder at `path` below `root`; what is missing is made by the sandbox's root.
+
+    Raises:
+        BadPath: A part of the path is a file or a link.
+    """
     with contextlib.ExitStack() as opened, overlay.acting_as(ids):
         folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         opened.callback(os.close, folder)
         for name in path.strip("/").split("/"):
             folder = _enter(folder, name, path)
             opened.callback(os.close, folder)
-        # SAFETY: onto the descriptor of a folder that was reached without a link and without leaving the
-        # root; no program of the tenant has run in it yet, so nobody can change it in between.
-        syscalls.attach_mount(mount, folder)
+        yield folder
 
 
 def _enter(folder: int, name: str, path: str) -> int:
