@@ -11,6 +11,8 @@ import pytest
 from tests.fakes.clock import FakeClock
 from tests.fakes.control_plane import assert_problem, client_of, create, make_key, write_template
 from tests.fakes.workshop import FakeWorkshop
+from tests.support.openapi import load, misfits
+from tests.support.source import ROOT
 from tests.support.waiting import until_true
 
 from cloche_server.api import build_tidying
@@ -24,6 +26,7 @@ from cloche_wire.errors import InvalidArgument
 pytestmark = pytest.mark.anyio
 
 HASH = "a" * 64
+SPEC = load(ROOT / "specs" / "control_plane.yaml")
 
 
 @pytest.fixture
@@ -437,3 +440,28 @@ async def test_a_build_stopped_in_its_last_moment_is_not_published(
         return workshop.removed == [ids[1]]
 
     await until_true(is_removed, within_s=10, what="the removal of what was published")
+
+
+async def test_answers_about_builds_fit_the_text(builder: httpx.AsyncClient, workshop: FakeWorkshop) -> None:
+    workshop.fails["bad"] = 1
+    ids = await request(builder, "mine:v1")
+    await start(builder, ids, ["RUN", "bad"])
+    failed = await ended(builder, ids)
+    assert fits("BuildStatus", failed)
+    ready = await build(builder, "mine:v2")
+    assert fits("BuildStatus", await status(builder, ready))
+    logs = await builder.get(f"/templates/{ready[0]}/builds/{ready[1]}/logs")
+    assert fits("BuildLogs", logs.json())
+    assert fits("TemplateWithBuilds", (await builder.get("/templates/mine")).json())
+    assert all(fits("TemplateTag", tag) for tag in (await builder.get("/templates/mine/tags")).json())
+    body = {"target": "mine:v2", "tags": ["new"]}
+    assert fits("AssignedTags", (await builder.post("/templates/tags", json=body)).json())
+    assert fits("FilesLink", (await builder.get(f"/templates/{ready[0]}/files/{HASH}")).json())
+    changed = await builder.patch("/v2/templates/mine", json={"public": True})
+    assert fits("TemplateNames", changed.json())
+
+
+def fits(schema: str, answer: object) -> bool:
+    found = misfits(SPEC, {"$ref": f"#/components/schemas/{schema}"}, answer)
+    assert found == []
+    return True

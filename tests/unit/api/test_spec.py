@@ -77,6 +77,11 @@ CALLS: list[tuple[str, str, dict[str, object] | None]] = [
     ("GET", "/v2/templates", None),
     ("GET", "/templates/{id}", None),
     ("GET", "/templates/aliases/{alias}", None),
+    ("GET", "/templates/{id}/tags", None),
+    ("PATCH", "/v2/templates/{id}", {"public": True}),
+    ("POST", "/v3/templates", {"name": "mine"}),
+    ("POST", "/v3/templates", {"name": "not a name"}),
+    ("POST", "/templates/tags", {"target": "base:v1", "tags": ["a"]}),
 ]
 
 
