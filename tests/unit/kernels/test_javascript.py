@@ -325,3 +325,37 @@ async def test_programs_started_with_node_get_no_option_of_the_kernel(interprete
         "import { builtinModules } from 'module'; builtinModules.filter(name => name.startsWith('internal'))"
     )
     assert await text(interpreter, code) == "[]"
+
+
+DRAWN = """
+const bytes = new Uint32Array(4), part = new Uint8Array(8)
+const [filled, int] = await Promise.all([
+  new Promise((done, fail) => crypto2.randomFill(Buffer.alloc(8), 4, (e, b) => e ? fail(e) : done(b))),
+  new Promise((done, fail) => crypto2.randomInt(5, 8, (e, n) => e ? fail(e) : done(n))),
+])
+const many = Array.from({ length: 300 }, () => crypto2.randomInt(3))
+;[random() >= 0 && random() < 1, new Set(Array.from({ length: 1000 }, random)).size === 1000,
+  randomBytes(70000).length === 70000 && new Set(randomBytes(70000)).size === 256,
+  filled.subarray(0, 4).equals(Buffer.alloc(4)) && !filled.subarray(4).equals(Buffer.alloc(4)),
+  int >= 5 && int < 8,
+  Math.min(...many) === 0 && Math.max(...many) === 2 && new Set(many).size === 3,
+  crypto2.randomFillSync(part, 2, 4) === part && part[0] + part[1] + part[6] + part[7] === 0,
+  globalThis.crypto.getRandomValues(bytes) === bytes && new Set(bytes).size === 4,
+  /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/.test(globalThis.crypto.randomUUID()),
+  crypto2.randomUUID() !== crypto2.randomUUID(),
+  (() => { try { crypto2.randomInt(5, 5) } catch (e) { return e.code === "ERR_OUT_OF_RANGE" } })(),
+].join()
+"""
+
+
+async def test_what_draws_numbers_does_so_before_a_restore_and_after(interpreter: Interpreter) -> None:
+    """That siblings draw other ones is claimed with real ones (compat/e2b_python/memory_suite)."""
+    imports = "import { randomBytes } from 'node:crypto'; import crypto2 from 'node:crypto'; "
+    imports += "const random = Math.random"
+    assert (await run(interpreter, imports)).error is None
+    expected = ",".join(["true"] * 11)
+    assert await text(interpreter, DRAWN) == expected
+    interpreter.sandbox.apply({"restored": True})
+    for renew in interpreter.sandbox.on_restore:
+        await renew()
+    assert await text(interpreter, DRAWN) == expected

@@ -14,6 +14,7 @@ const { LARGEST_FRAME_BYTES } = require('./frames')
 const { Interrupts } = require('./interrupts')
 const modules = require('./modules')
 const { replaceStreams, writeAll } = require('./output')
+const randomness = require('./randomness')
 
 const { Object, Promise, String } = globalThis
 
@@ -32,6 +33,7 @@ class Kernel {
     this._isRunning = false
     this._interrupts = new Interrupts()
     replaceStreams()
+    randomness.install()
     this._defineGlobals()
     this._guardProcess()
   }
@@ -42,7 +44,8 @@ class Kernel {
     void this._execute(message)
   }
 
-  async _execute({ id, code, env, env_vars: variables, settle }) {
+  async _execute({ id, code, env, env_vars: variables, settle, renew }) {
+    if (renew) randomness.renew()
     if (settle) this._interrupts.settle()
     this._interrupts.take() // one that the agent has not sent
     if (env !== null && env !== undefined) this._renewEnvironment(env)
