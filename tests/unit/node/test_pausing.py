@@ -123,6 +123,19 @@ async def test_each_pause_has_an_image_of_its_own(node: Node) -> None:
             await resumed(m)
 
 
+async def test_one_that_is_being_resumed_has_one_route(node: Node) -> None:
+    async with node.machine() as m:
+        await paused(m, auto_resume=True)
+        node.driver.starting.clear()
+        node.driver.go_on.clear()
+        resuming = m.tasks.create_task(resumed(m))
+        await node.driver.starting.wait()
+        assert [(route.sandbox_id, route.is_paused) for route in m.routes_now()] == [(A, True)]
+        node.driver.go_on.set()
+        await resuming
+        assert [(route.sandbox_id, route.is_paused) for route in m.routes_now()] == [(A, False)]
+
+
 async def test_time_that_a_sandbox_has_counts_from_its_resumption(node: Node) -> None:
     async with node.machine() as m:
         await paused(m)

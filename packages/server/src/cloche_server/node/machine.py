@@ -189,7 +189,8 @@ class Machine:
 
     def routes_now(self) -> list[Route]:
         """All that lead to a sandbox, or wake one."""
-        records = [*(live.record for live in self.live.values()), *self.paused.values()]
+        # One that is being resumed is among both.
+        records = (self.paused | {sandbox_id: live.record for sandbox_id, live in self.live.items()}).values()
         running = [record for record in records if record.state == "running"]
         on_disk = [record for record in records if record.state in _ON_DISK]
         waking = [record for record in on_disk if record.request.wakes_on_traffic]
