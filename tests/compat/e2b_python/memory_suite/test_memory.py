@@ -75,6 +75,27 @@ def test_twenty_pauses_lose_nothing(sandbox: Sandbox) -> None:
         assert value(sandbox, "x += 1\nx") == str(number + 1)
 
 
+def test_of_two_pauses_at_once_one_is_told_that_it_is_paused_already(sandbox: Sandbox) -> None:
+    sandbox.run_code("x = 41")
+    with ThreadPoolExecutor() as threads:
+        outcomes = [threads.submit(sandbox.pause) for _ in range(2)]
+    assert sorted(outcome.result() for outcome in outcomes) == [False, True]
+    sandbox.connect()
+    assert value(sandbox, "x") == "41"
+
+
+def test_a_time_out_of_nothing_pauses_at_once() -> None:
+    sandbox = Sandbox.create(timeout=60, lifecycle={"on_timeout": "pause"})
+    try:
+        sandbox.run_code("x = 41")
+        sandbox.set_timeout(0)
+        until(lambda: not sandbox.is_running())
+        sandbox.connect()
+        assert value(sandbox, "x") == "41"
+    finally:
+        sandbox.kill()
+
+
 def test_a_pause_that_keeps_files_ends_processes(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 1")
     sandbox.files.write("/home/user/kept", "abc")
@@ -94,7 +115,8 @@ def test_traffic_wakes_a_sandbox_that_its_time_out_has_paused() -> None:
         sandbox.commands.run("python3 -m http.server 8000 >/dev/null 2>&1", background=True)
         until(lambda: Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.PAUSED)
         assert value(sandbox, "x + 1") == "42"
-        assert Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.RUNNING
+        # The control plane is told by the node, and may learn of it after whoever has woken it.
+        until(lambda: Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.RUNNING)
         assert sandbox.commands.run("curl -s -o /dev/null -w '%{http_code}' localhost:8000").stdout == "200"
     finally:
         sandbox.kill()
@@ -118,13 +140,32 @@ def test_a_snapshot_makes_sandboxes_until_it_is_deleted(sandbox: Sandbox) -> Non
 
 def test_forks_go_on_from_one_moment_and_share_nothing_after_it(sandbox: Sandbox) -> None:
     sandbox.run_code("import random, uuid, os, numpy; random.random(); numpy.random.rand(); x = 0")
-    forks = sandbox.fork(count=4, timeout=60)
+    forks = sandbox.fork(count=20, timeout=120)
     code = "x += 1\nprint(os.urandom(8).hex(), random.random(), numpy.random.rand(), uuid.uuid4())"
     seen = [fork.run_code(code).logs.stdout[0].split() for fork in (*forks, sandbox)]
     for column in zip(*seen, strict=True):
         assert len(set(column)) == len(seen), seen
-    assert len({fork.sandbox_id for fork in forks}) == 4
-    assert [value(fork, "x") for fork in (*forks, sandbox)] == ["1"] * 5
+    assert len({fork.sandbox_id for fork in forks}) == 20
+    assert [value(fork, "x") for fork in (*forks, sandbox)] == ["1"] * 21
+    for fork in forks:
+        fork.kill()
+
+
+def test_forks_draw_other_numbers_in_javascript_and_bash(sandbox: Sandbox) -> None:
+    """Also by what a cell has taken hold of before, and what Node draws ahead: integers and UUIDs."""
+    held = "import crypto, { randomBytes } from 'node:crypto'; const random = Math.random;"
+    drawn = "[random(), crypto.randomInt(2 ** 40), crypto.randomUUID(), randomBytes(8).toString('hex'),"
+    drawn += " Math.random(), globalThis.crypto.getRandomValues(new Uint32Array(2)).join('-')].join(' ')"
+    sandbox.run_code(f"{held} {drawn}", language="js")
+    sandbox.run_code("echo $RANDOM", language="bash")
+    seen: list[list[str]] = []
+    forks = sandbox.fork(count=3, timeout=60)
+    for one in (*forks, sandbox):
+        text = one.run_code(drawn, language="js").text
+        bash = one.run_code("echo $RANDOM$RANDOM$RANDOM", language="bash").logs.stdout[0]
+        assert text is not None
+        seen.append([*text.split(), bash])
+    assert all(len(set(column)) == 4 for column in zip(*seen, strict=True)), seen
     for fork in forks:
         fork.kill()
 
