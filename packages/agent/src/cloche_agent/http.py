@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import socket
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
@@ -280,6 +281,8 @@ class _Connection(asyncio.Protocol):
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
+        self._pulled: deque[h11.Event] = deque()
+        """Of a request that came whole before its connection was cut: what nobody has read yet."""
         self._unread_bytes = 0
         self._reading = True
         self._was_cut = False
@@ -323,7 +326,20 @@ class _Connection(asyncio.Protocol):
     def _can_last(self, answer: Answer) -> bool:
         """Whether the client was this sandbox's, all of the request is here, and there is more to say."""
         is_same = self._answers is not None and self._answers.restores == self._restores
-        return is_same and self._h11.their_state is not h11.SEND_BODY and not answer.ended.is_set()
+        return is_same and self._has_whole_request() and not answer.ended.is_set()
+
+    def _has_whole_request(self) -> bool:
+        """Whether all of it has come, also where the handler has not read it yet."""
+        try:
+            while self._h11.their_state is h11.SEND_BODY:
+                event = self._h11.next_event()
+                if event is h11.NEED_DATA:
+                    return False
+                self._pulled.append(cast("h11.Event", event))
+        except h11.RemoteProtocolError:
+            return False
+        self._arrived.set()
+        return True
 
     def go_on(self, transport: asyncio.Transport) -> None:
         """See `lasting.Owner`."""
@@ -378,7 +394,7 @@ class _Connection(asyncio.Protocol):
 
     async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
         while True:
-            event = self._h11.next_event()
+            event = self._pulled.popleft() if self._pulled else self._h11.next_event()
             if event is not h11.NEED_DATA:
                 return cast("h11.Event | type[h11.PAUSED]", event)
             if self._h11.they_are_waiting_for_100_continue:
@@ -393,7 +409,7 @@ class _Connection(asyncio.Protocol):
 
     async def _receive(self) -> bytes:
         """Next piece of the request's body, empty at its end and ever after."""
-        if self._h11.their_state is not h11.SEND_BODY:
+        if self._h11.their_state is not h11.SEND_BODY and not self._pulled:
             return b""
         event = await self._next_event()
         return bytes(event.data) if isinstance(event, h11.Data) else b""
