@@ -192,6 +192,8 @@ def test_table_allows_these_steps_and_no_others() -> None:
         ("creating", "started"): "running",
         ("creating", "made_ahead"): "ready",
         ("creating", "end"): "ending",
+        ("creating", "opened"): "building",
+        ("building", "end"): "ending",
         ("ready", "claimed"): "creating",
         ("ready", "end"): "ending",
         ("running", "end"): "ending",

@@ -48,15 +48,20 @@ class Event(NamedTuple):
 class Answer(NamedTuple):
     """What a handler gives back.
 
-    A result, descriptors to pass (closed by the link after sending), events to follow.
+    A result, descriptors to pass (closed by the link after sending), events to follow. An error in their
+    middle is told, and ends them.
     """
 
     result: object
     descriptors: tuple[int, ...] = ()
     events: AsyncIterator[Event] | None = None
+    at_end: Callable[[], Awaitable[None]] | None = None
+    """Called when the link is at its end, whoever has ended it, also when the answer reached nobody."""
 
 
 Handler = Callable[[str, msgspec.Raw], Awaitable[Answer]]
+Method = Callable[[msgspec.Raw], Awaitable[Answer]]
+"""Answers one method, given its params."""
 
 
 class _Request(msgspec.Struct):
@@ -147,6 +152,15 @@ async def subscribe(
 # --- answering side --------------------------------------------------------------------------------
 
 
+def decode(params: msgspec.Raw, kind: type[T]) -> T:
+    """Params as a struct.
+
+    Raises:
+        msgspec.ValidationError: They are none; `serve` tells the caller.
+    """
+    return msgspec.json.decode(params, type=kind)
+
+
 def listen(path: Path, *, owner_uid: int) -> socket.socket:
     """Return a listening socket at `path` that only `owner_uid` and root can connect to.
 
@@ -182,7 +196,7 @@ async def _answer(connection: socket.socket, handler: Handler) -> None:
         try:
             answer = await handler(request.method, request.params)
         except ClocheError as error:
-            await _send(connection, {"error": _Error(type(error).__name__, error.message, error.hint)})
+            await _send(connection, _told(error))
             return
         except msgspec.ValidationError as error:
             await _send(connection, {"error": _Error(InvalidArgument.__name__, str(error))})
@@ -191,9 +205,13 @@ async def _answer(connection: socket.socket, handler: Handler) -> None:
             log.exception("link.handler_failed", method=request.method)
             await _send(connection, {"error": _Error(Internal.__name__, f"{request.method} failed")})
             return
-        await _send(connection, {"result": answer.result}, answer.descriptors)
-        if answer.events is not None:
-            await _send_events(connection, answer.events)
+        try:
+            await _send(connection, {"result": answer.result}, answer.descriptors)
+            if answer.events is not None:
+                await _send_events(connection, answer.events)
+        finally:
+            if answer.at_end is not None:
+                await answer.at_end()
     except OSError:
         return  # the caller went away: it has nobody left to tell
     except msgspec.MsgspecError as error:
@@ -203,8 +221,29 @@ async def _answer(connection: socket.socket, handler: Handler) -> None:
 
 
 async def _send_events(connection: socket.socket, events: AsyncIterator[Event]) -> None:
-    async for event in events:
-        await _send(connection, {"event": event.name, "data": event.data})
+    """Send events until there are no more, or the caller goes, which else only the next one would show."""
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(_forward_events(connection, events))
+        leaving = tasks.create_task(until_readable(connection.fileno()))  # callers say nothing more
+        await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        sending.cancel()
+        leaving.cancel()
+
+
+async def _forward_events(connection: socket.socket, events: AsyncIterator[Event]) -> None:
+    with contextlib.suppress(OSError):  # the caller went away
+        try:
+            async for event in events:
+                await _send(connection, {"event": event.name, "data": event.data})
+        except ClocheError as error:
+            await _send(connection, _told(error))
+        finally:
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+
+
+def _told(error: ClocheError) -> dict[str, _Error]:
+    return {"error": _Error(type(error).__name__, error.message, error.hint)}
 
 
 # --- frames ----------------------------------------------------------------------------------------

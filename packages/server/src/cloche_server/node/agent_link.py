@@ -147,14 +147,14 @@ class _Answer(NamedTuple):
 async def _ask(address: str, request: _Request, max_answer_bytes: int, timeout_s: float) -> _Answer:
     try:
         async with asyncio.timeout(timeout_s):
-            return await _exchange(await _connect(address), request, max_answer_bytes)
+            return await _exchange(await connect(address), request, max_answer_bytes)
     except TimeoutError as error:
         raise Internal(f"the agent did not answer in {timeout_s:.3g} s") from error
     except (OSError, h11.RemoteProtocolError) as error:
         raise Internal(f"the agent cannot be reached: {error}") from error
 
 
-async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to an agent that may be just starting.
 
     A Unix socket listens before its agent does, and the connection waits there. In a network of the sandbox's

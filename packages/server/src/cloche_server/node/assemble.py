@@ -79,7 +79,7 @@ async def from_image(machine: Machine, name: str, isolation: str, *, checked_bef
     )
 
 
-async def assemble(machine: Machine, live: Live, origin: Origin) -> None:
+async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer: bool = False) -> None:
     """Give a sandbox its network, root and limits, and start its agent, or have it go on."""
     record = live.record
     request = record.request
@@ -109,6 +109,7 @@ async def assemble(machine: Machine, live: Live, origin: Origin) -> None:
             etc_files=_etc_files(machine, request.sandbox_id),
             family=live.family,
             mounts=await volume_requests.open_mounts(machine, request, stack),
+            keeps_layer=keeps_layer,
             image=origin.image,
         )
         init = await driver.start(spec)

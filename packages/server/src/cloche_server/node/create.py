@@ -65,9 +65,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         ResourceExhausted: The limit of sandboxes is reached; one made ahead is left as it was.
         Internal: A step failed; the message names it.
     """
-    if machine.draining:
-        raise Unavailable("the server is stopping")
-    _check(request)
+    check(machine, request)
     request = _settle_isolation(machine, request)
     volume_requests.check_mounts(machine, request)
     origin = await _origin(machine, request)
@@ -219,11 +217,17 @@ def _claim(machine: Machine, live: Live, request: CreateSandbox) -> None:
     )
 
 
-def _check(request: CreateSandbox) -> None:
-    """Refuse what would become a path or a limit of another meaning.
+def check(machine: Machine, request: CreateSandbox) -> None:
+    """Refuse what would become a path or a limit of another meaning, and everything once the server stops.
 
     The api checks all this too, but it is unprivileged and speaks with strangers; this process is root.
+
+    Raises:
+        Unavailable: The node is draining.
+        InvalidArgument: The message says what.
     """
+    if machine.draining:
+        raise Unavailable("the server is stopping")
     if not is_sandbox_id(request.sandbox_id):
         raise InvalidArgument(f"not a sandbox id: {request.sandbox_id!r}")
     if not _BUILD_ID.match(request.build_id):

@@ -46,6 +46,8 @@ class Record(msgspec.Struct, frozen=True):
     """So that each has a name of its own."""
     runtime_tree: str = ""
     """Name of the tree that its agent runs on."""
+    is_build: bool = False
+    """It is one of the node's own, for steps of a build, which nobody is told of."""
     is_frozen: bool = False
     """It stands still until something needs it, or may for a copy that a node that was killed was making."""
     is_idle: bool = False

@@ -31,7 +31,7 @@ async def end(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
     live = machine.live.get(sandbox_id)
     if live is None:
         return
-    if live.record.state in ("creating", "ready", "running"):
+    if live.record.state in ("creating", "ready", "running", "building"):
         if live.record.state == "ready":
             machine.ends.publish(Event("unready", SandboxUnready(sandbox_id)))
         live.record = msgspec.structs.replace(
@@ -51,7 +51,7 @@ async def finish(machine: Machine, live: Live) -> None:
     """Take away what is left of a sandbox that is ending, and tell everybody once it is gone."""
     if live.builder is not None:
         await live.built.wait()
-    elif machine.before_removal is not None and live.record.request.access_token:
+    elif machine.before_removal is not None and live.record.request.access_token and not live.record.is_build:
         with contextlib.suppress(Internal):  # its last words are all that is missing then
             await freezing.go_on(machine, live)
         await machine.before_removal(live)
@@ -108,7 +108,8 @@ async def end_or_forget(machine: Machine, sandbox_id: str, reason: EndReason) ->
         log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason)
 
 
-async def _end_in_turn(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
+async def end_in_turn(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
+    """End a sandbox after whatever is being done with it. Idempotent."""
     async with machine.turns.of(sandbox_id):
         await end(machine, sandbox_id, reason)
 
@@ -123,11 +124,13 @@ async def _end_after_init(machine: Machine, live: Live) -> None:
     await machine.driver(live.record).wait(live.record.init)
     if live.record.state in ("ready", "running"):
         await end(machine, live.record.request.sandbox_id, "exited")
+    elif live.record.state == "building":
+        await end_in_turn(machine, live.record.request.sandbox_id, "exited")
 
 
 async def end_all(machine: Machine, reason: EndReason) -> None:
     """End every sandbox at once and wait until their folders are gone too. Paused ones stay as they are."""
     async with asyncio.TaskGroup() as tasks:
         for sandbox_id in list(machine.live):
-            tasks.create_task(_end_in_turn(machine, sandbox_id, reason))
+            tasks.create_task(end_in_turn(machine, sandbox_id, reason))
     await machine.trash.wait_until_empty()

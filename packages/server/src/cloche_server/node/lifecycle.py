@@ -11,6 +11,11 @@
 A sandbox that is `paused` has an image, and no kernel object. While it is `pausing` or `resuming` it has
 both, and the image counts once the record says `paused`. A time-out pauses the same way as a client.
 
+    creating ──opened──► building ──end──► ending
+
+A sandbox that is `building` is one of the node's own, for steps of a template's build: no client's, and no
+route leads to it. No restart of the node keeps it.
+
 `ready` is a sandbox that was made before anybody asked for it: it has no token, no route and no network, and
 is nobody's. Claiming it is the rest of a create.
 
@@ -24,10 +29,11 @@ from typing import Literal
 
 from cloche_wire.errors import Conflict
 
-State = Literal["creating", "ready", "running", "pausing", "paused", "resuming", "ending", "gone"]
+State = Literal["creating", "ready", "running", "building", "pausing", "paused", "resuming", "ending", "gone"]
 Event = Literal[
     "started",
     "made_ahead",
+    "opened",
     "claimed",
     "pause",
     "saved",
@@ -41,7 +47,9 @@ Event = Literal[
 _TABLE: dict[tuple[State, Event], State] = {
     ("creating", "started"): "running",
     ("creating", "made_ahead"): "ready",
+    ("creating", "opened"): "building",
     ("creating", "end"): "ending",
+    ("building", "end"): "ending",
     ("ready", "claimed"): "creating",
     ("ready", "end"): "ending",
     ("running", "end"): "ending",

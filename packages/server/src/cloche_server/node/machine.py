@@ -218,7 +218,9 @@ class Machine:
         self.ends.publish(Event(kind, record.public()))
 
     def publish_ended(self, record: Record) -> None:
-        """Tell the api that the sandbox is gone."""
+        """Tell the api that the sandbox is gone, if it knew of it."""
+        if record.is_build:
+            return
         self.ends.publish(
             Event("ended", SandboxEnded(record.request.sandbox_id, record.end_reason or "failed"))
         )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
@@ -22,6 +20,7 @@ from cloche_server.isolation.gvisor.driver import GvisorDriver
 from cloche_server.isolation.identity import boot_id
 from cloche_server.node import (
     ahead,
+    build_methods,
     create,
     dial,
     dns,
@@ -169,29 +168,26 @@ async def _serve_link(listener: socket.socket, handler: link.Handler) -> None:
         await link.serve(listener, handler)
 
 
-_Method = Callable[[msgspec.Raw], Awaitable[link.Answer]]
-
-
 def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> link.Handler:
     """Answers of the control socket; see `messages`."""
 
     async def create_sandbox(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(await create.create(machine, _decode(params, messages.CreateSandbox)))
+        return link.Answer(await create.create(machine, link.decode(params, messages.CreateSandbox)))
 
     async def kill_sandbox(params: msgspec.Raw) -> link.Answer:
-        request = _decode(params, messages.KillSandbox)
+        request = link.decode(params, messages.KillSandbox)
         await kill.end_or_forget(machine, request.sandbox_id, request.reason)
         return link.Answer({})
 
     async def set_timeout(params: msgspec.Raw) -> link.Answer:
-        request = _decode(params, messages.SetTimeout)
+        request = link.decode(params, messages.SetTimeout)
         state = reaper.set_timeout(machine, request)
         if request.is_needed:
             await freezing.need(machine, machine.find(request.sandbox_id))
         return link.Answer(state)
 
     async def set_egress(params: msgspec.Raw) -> link.Answer:
-        await egress.set_egress(machine, _decode(params, messages.SetEgress))
+        await egress.set_egress(machine, link.decode(params, messages.SetEgress))
         return link.Answer({})
 
     async def list_sandboxes(_: msgspec.Raw) -> link.Answer:
@@ -222,6 +218,7 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
             "watch": watch,
             **_image_methods(machine),
             **_volume_methods(machine),
+            **build_methods.of(machine),
             **_observing_methods(sampler, keeper),
         }
     )
@@ -230,23 +227,23 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
 _SHOWN = ("running", "pausing", "resuming")
 
 
-def _image_methods(machine: Machine) -> dict[str, _Method]:
+def _image_methods(machine: Machine) -> dict[str, link.Method]:
     async def pause_sandbox(params: msgspec.Raw) -> link.Answer:
-        await pause.pause(machine, _decode(params, messages.PauseSandbox))
+        await pause.pause(machine, link.decode(params, messages.PauseSandbox))
         return link.Answer({})
 
     async def freeze_sandbox(params: msgspec.Raw) -> link.Answer:
-        await freezing.freeze(machine, _decode(params, messages.FreezeSandbox))
+        await freezing.freeze(machine, link.decode(params, messages.FreezeSandbox))
         return link.Answer({})
 
     async def resume_sandbox(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(await resume.resume(machine, _decode(params, messages.ResumeSandbox)))
+        return link.Answer(await resume.resume(machine, link.decode(params, messages.ResumeSandbox)))
 
     async def take_snapshot(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(await snapshots.take(machine, _decode(params, messages.TakeSnapshot)))
+        return link.Answer(await snapshots.take(machine, link.decode(params, messages.TakeSnapshot)))
 
     async def remove_snapshot(params: msgspec.Raw) -> link.Answer:
-        await snapshots.remove(machine, _decode(params, messages.RemoveSnapshot))
+        await snapshots.remove(machine, link.decode(params, messages.RemoveSnapshot))
         return link.Answer({})
 
     return {
@@ -258,24 +255,24 @@ def _image_methods(machine: Machine) -> dict[str, _Method]:
     }
 
 
-def _volume_methods(machine: Machine) -> dict[str, _Method]:
+def _volume_methods(machine: Machine) -> dict[str, link.Method]:
     async def create_volume(params: msgspec.Raw) -> link.Answer:
-        await machine.volumes.create(_decode(params, messages.CreateVolume))
+        await machine.volumes.create(link.decode(params, messages.CreateVolume))
         return link.Answer({})
 
     async def remove_volume(params: msgspec.Raw) -> link.Answer:
-        volume_requests.remove(machine, _decode(params, messages.RemoveVolume))
+        volume_requests.remove(machine, link.decode(params, messages.RemoveVolume))
         return link.Answer({})
 
     return {"create_volume": create_volume, "remove_volume": remove_volume}
 
 
-def _observing_methods(sampler: Sampler, keeper: LogKeeper) -> dict[str, _Method]:
+def _observing_methods(sampler: Sampler, keeper: LogKeeper) -> dict[str, link.Method]:
     async def metrics(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(sampler.query(_decode(params, messages.MetricsQuery)))
+        return link.Answer(sampler.query(link.decode(params, messages.MetricsQuery)))
 
     async def logs(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(await keeper.query(_decode(params, messages.LogsQuery)))
+        return link.Answer(await keeper.query(link.decode(params, messages.LogsQuery)))
 
     return {"metrics": metrics, "logs": logs}
 
@@ -288,13 +285,13 @@ def edge_handler(machine: Machine, sampler: Sampler) -> link.Handler:
         return link.Answer(machine.routes_now(), events=events)
 
     async def dial_port(params: msgspec.Raw) -> link.Answer:
-        return link.Answer({}, descriptors=(await dial.dial(machine, _decode(params, messages.Dial)),))
+        return link.Answer({}, descriptors=(await dial.dial(machine, link.decode(params, messages.Dial)),))
 
     async def wake(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(await resume.wake(machine, _decode(params, messages.Wake)))
+        return link.Answer(await resume.wake(machine, link.decode(params, messages.Wake)))
 
     async def idle_sandbox(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(await idle.consider(machine, sampler, _decode(params, messages.IdleSandbox)))
+        return link.Answer(await idle.consider(machine, sampler, link.decode(params, messages.IdleSandbox)))
 
     return _dispatch({"routes": routes, "dial": dial_port, "wake": wake, "idle": idle_sandbox})
 
@@ -307,7 +304,7 @@ def egress_handler(machine: Machine) -> link.Handler:
         return link.Answer({}, descriptors=(listener,))
 
     async def policy(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(egress.name_policy(machine, _decode(params, messages.AskPolicy)))
+        return link.Answer(egress.name_policy(machine, link.decode(params, messages.AskPolicy)))
 
     async def changes(_: msgspec.Raw) -> link.Answer:
         return link.Answer({}, events=machine.policies.listen())
@@ -319,20 +316,16 @@ def content_handler(machine: Machine) -> link.Handler:
     """Answers of the socket of the volumes' content; see `messages`."""
 
     async def open_volume(params: msgspec.Raw) -> link.Answer:
-        mount = await machine.volumes.open(_decode(params, messages.OpenVolume))
+        mount = await machine.volumes.open(link.decode(params, messages.OpenVolume))
         return link.Answer({}, descriptors=(mount,))
 
     return _dispatch({"open": open_volume})
 
 
-def _dispatch(methods: dict[str, _Method]) -> link.Handler:
+def _dispatch(methods: dict[str, link.Method]) -> link.Handler:
     async def handle(method: str, params: msgspec.Raw) -> link.Answer:
         if method not in methods:
             raise Unimplemented(f"no such method: {method}")
         return await methods[method](params)
 
     return handle
-
-
-def _decode(params: msgspec.Raw, kind: type[Any]) -> Any:  # noqa: ANN401 - the caller names the kind
-    return msgspec.json.decode(params, type=kind)
