@@ -144,13 +144,32 @@ def test_a_state_folder_too_deep_for_sockets_is_refused_at_the_start(
     assert caught.value.hint is not None
 
 
-def test_isolation_is_settled_once_and_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    healthy = [checks.Check(name, True, "") for name in checks.CONTAINER]
-    monkeypatch.setattr(checks, "run", lambda *_, **__: healthy)
+@pytest.mark.parametrize(("without", "settled"), [("", "gvisor"), ("runsc", "container")])
+def test_the_strongest_healthy_isolation_is_settled_once_and_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, without: str, settled: str
+) -> None:
+    found = [checks.Check(name, name != without, "") for name in checks.GVISOR]
+    monkeypatch.setattr(checks, "run", lambda *_, **__: found)
     config = Config(state=str(tmp_path))
-    assert prepare.settle_isolation(config).isolation == "container"
+    assert prepare.settle_isolation(config).isolation == settled
     monkeypatch.setattr(checks, "run", lambda *_, **__: pytest.fail("asked again"))
-    assert prepare.settle_isolation(config).isolation == "container"
+    assert prepare.settle_isolation(config).isolation == settled
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(("status", "is_healthy"), [(0, True), (1, False)])
+def test_a_runsc_is_healthy_when_a_program_runs_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, is_healthy: bool
+) -> None:
+    program = Config(state=str(tmp_path)).tools_dir / "runsc"
+    program.parent.mkdir(parents=True)
+    version = '[ "$1" != --version ] || { echo "runsc version release-29990101.0"; exit; }'
+    program.write_text(f'#!/bin/sh\n{version}\necho "no luck" >&2\nexit {status}\n')
+    program.chmod(0o755)
+    (found,) = checks.run(Config(state=str(tmp_path)), names=("runsc",))
+    assert found.ok is is_healthy
+    assert ("no luck" in found.detail) is not is_healthy
+    assert "29990101" in found.detail
 
 
 def test_no_healthy_isolation_is_an_error_that_says_why(

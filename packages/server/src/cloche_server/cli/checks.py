@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -25,9 +26,17 @@ _PROBES_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 3
 _LEAST_PYTHON = (3, 11)
 
+_RUNSC_TIMEOUT_S = 20
+_RUNSC_HINT = "use isolation `container`, or a newer runsc of gvisor.dev on PATH"
+_APART = (
+    *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc", "--kill-child"),
+)
+
 _VOLUMES = "volumes"
 CONTAINER = ("linux", "root", "nft", *(name for name in probes.PROBES if name != _VOLUMES))
 """What the `container` driver cannot do without."""
+GVISOR = (*CONTAINER, "runsc")
+"""What the `gvisor` driver cannot do without."""
 
 _HINTS = {
     "user_namespaces": "raise user.max_user_namespaces (sysctl)",
@@ -98,12 +107,26 @@ def _program(name: str, package: str, *arguments: str) -> Callable[[Config], _Fi
 
 
 def _runsc(config: Config) -> _Finding:
-    """For isolation `gvisor` alone."""
+    """For isolation `gvisor` alone: it is there, and a program runs in it."""
     try:
         found = runsc.find(config.tools_dir)
     except Unavailable as error:
         return _Finding(False, error.message, error.hint or "")
-    return _Finding(True, f"{found.version} at {found.path}")
+    what = f"{found.version} at {found.path}"
+    with tempfile.TemporaryDirectory(prefix="cloche-runsc-") as root:
+        command = [*_APART, found.path, "--platform=systrap", "--network=none", "--ignore-cgroups"]
+        command += [f"--root={root}", "do", "true"]
+        try:
+            # No stream of it is a device of the machine: it gives them to another user.
+            tried = subprocess.run(
+                command, input=b"", capture_output=True, timeout=_RUNSC_TIMEOUT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return _Finding(False, f"{what} cannot be tried: {error}", _RUNSC_HINT)
+    if tried.returncode != 0:
+        reason = tried.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return _Finding(False, f"{what} runs no program: {reason[:300]}", _RUNSC_HINT)
+    return _Finding(True, what)
 
 
 def _disk(config: Config) -> _Finding:
@@ -151,8 +174,7 @@ def _run_probes(names: list[str]) -> dict[str, _Finding]:
     if os.geteuid() != 0:
         return dict.fromkeys(names, _Finding(False, "cannot be tried without root", "run it with sudo"))
     # SAFETY: what the probes mount and make lives in namespaces that end with the process.
-    command = ["unshare", "--mount", "--propagation", "private", "--net", "--pid", "--fork", "--mount-proc"]
-    command += ["--kill-child", sys.executable, "-m", probes.__name__, *names]
+    command = [*_APART, "--net", sys.executable, "-m", probes.__name__, *names]
     try:
         result = subprocess.run(command, capture_output=True, timeout=_PROBES_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -33,8 +33,8 @@ _TOOLS = {"nft": "nftables"}
 """Programs that the `container` driver's network runs, and the Debian packages they come in."""
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final zero
 _ISOLATION_FILE = "isolation"
-_DRIVERS = ("gvisor", "container")
-"""Drivers for real use, strongest first."""
+_DRIVERS = {"gvisor": checks.GVISOR, "container": checks.CONTAINER}
+"""Drivers for real use, strongest first, and the checks that say whether one is healthy."""
 
 
 def check_machine(config: Config) -> None:
@@ -101,14 +101,16 @@ def settle_isolation(config: Config) -> Config:
             hint = "choose one with --isolation"
             raise UnsupportedOption(f"no such isolation: {settled}", hint=hint)
         return msgspec.structs.replace(config, isolation=settled)
-    failed = [check for check in checks.run(config, names=checks.CONTAINER) if not check.ok]
-    if failed:
-        reasons = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+    found = checks.run(config, names=checks.GVISOR)
+    failed = {check.name: check.detail for check in found if not check.ok}
+    settled = next((name for name, needs in _DRIVERS.items() if failed.keys().isdisjoint(needs)), None)
+    if settled is None:
+        reasons = "; ".join(f"{name}: {detail}" for name, detail in failed.items())
         raise Unavailable(f"no isolation is healthy on this machine: {reasons}", hint="see `cloche doctor`")
     staged = file.with_name(f"{_ISOLATION_FILE}.new")
-    staged.write_text("container\n")
+    staged.write_text(f"{settled}\n")
     staged.replace(file)
-    return msgspec.structs.replace(config, isolation="container")
+    return msgspec.structs.replace(config, isolation=settled)
 
 
 def ensure_runtime_tree(config: Config) -> RuntimeTree:
