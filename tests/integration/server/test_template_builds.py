@@ -1,0 +1,207 @@
+"""Templates of Dockerfiles, by our own command, on a real node: what is in them, and what a crash leaves."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.fixtures import NEEDS_A_SERVER, connect_options
+from tests.support.server import Server
+from tests.support.waiting import until
+
+from cloche import Sandbox
+
+pytestmark = [NEEDS_A_SERVER, pytest.mark.timeout(300)]
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+DOCKERFILE = """# syntax=docker/dockerfile:1
+ARG BASE=e2bdev/base
+FROM $BASE AS tools
+WORKDIR /out
+RUN <<EOF
+printf '#!/bin/sh\\necho tool "$@"\\n' > tool
+chmod 755 tool
+mkdir lib && echo library > lib/one
+EOF
+FROM $BASE
+ARG VERSION=7
+ENV NAME=world GREETING="hello $VERSION"
+SHELL ["/bin/bash", "-c"]
+RUN [[ $VERSION == 7 ]] && echo "$VERSION" > /etc/version
+RUN ["/bin/touch", "/etc/of exec"]
+COPY --from=tools /out/tool /usr/local/bin/
+COPY --from=tools /out/lib /opt/lib
+COPY --chown=user:user --chmod=0750 app /home/user/app
+COPY <<EOF /etc/greeting
+$GREETING of $NAME
+EOF
+ADD archive.tar.gz /srv
+RUN rm /etc/debian_version
+EXPOSE 80
+LABEL any=thing
+CMD ["python3", "-m", "http.server", "8123", "-d", "/srv"]
+"""
+
+
+@pytest.fixture
+def cli(own_server: Server) -> Cli:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "cloche_server.cli.main", "template", *words]
+        argv += ["--state", str(own_server.state)]
+        env = os.environ | {"CLOCHE_TEMPLATES": str(own_server.templates)}
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240, check=False)
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "project"
+    (made / "app" / "sub").mkdir(parents=True)
+    (made / "app" / "main.py").write_text("print('app')\n")
+    (made / "app" / "sub" / "secret.txt").write_text("no")
+    (made / ".dockerignore").write_text("**/secret.txt\n")
+    (made / "page").write_text("of an archive\n")
+    subprocess.run(["tar", "-czf", "archive.tar.gz", "page"], cwd=made, check=True)
+    (made / "Dockerfile").write_text(DOCKERFILE)
+    return made
+
+
+def steps(*lines: str) -> str:
+    return "\n".join(["FROM e2bdev/base", *lines])
+
+
+def build(cli: Cli, folder: Path, name: str, *more: str) -> str:
+    done = cli("build", str(folder), "--name", name, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_dockerfile_becomes_a_template(cli: Cli, folder: Path, own_server: Server) -> None:
+    printed = build(cli, folder, "whole:v1", "-t", "default", "--memory-mb", "1024", "--ready-cmd", "true")
+    assert "COPY_FROM tools" in printed
+    sandbox = connect_options(own_server, Sandbox.create, "whole")
+    try:
+
+        def said(command: str) -> str:
+            return sandbox.commands.run(command).stdout
+
+        assert said("tool a b; cat /opt/lib/one /etc/version") == "tool a b\nlibrary\n7\n"
+        assert said("cat /etc/greeting; ls '/etc/of exec'") == "hello 7 of world\n/etc/of exec\n"
+        assert said("pwd; whoami; echo $NAME; echo [$VERSION]") == "/home/user\nuser\nworld\n[]\n"
+        assert said("stat -c '%a %U' app/main.py; find app -name 'secret*'") == "750 user\n"
+        assert said("ls /etc/debian_version 2>&1 || true").startswith("ls: cannot access")
+        assert (
+            said("stat -c %U /home/user /usr/local/bin/tool /.cloche-copied 2>/dev/null || true")
+            == "user\nroot\n"
+        )
+        assert said("cat /srv/page") == "of an archive\n"
+    finally:
+        sandbox.kill()
+
+
+def test_a_build_that_is_known_runs_nothing(cli: Cli, folder: Path) -> None:
+    build(cli, folder, "known")
+    began = time.monotonic()
+    printed = build(cli, folder, "known")
+    took_s = time.monotonic() - began
+    assert printed.count("CACHED") >= 8
+    assert took_s < 30, printed
+    (folder / "app" / "main.py").write_text("print('other')\n")
+    assert "CACHED COPY_FROM" in build(cli, folder, "known")
+
+
+def test_what_there_is_is_listed_shown_and_deleted(cli: Cli, folder: Path) -> None:
+    (folder / "Dockerfile").write_text(steps("RUN echo some > /etc/some", "USER root"))
+    build(cli, folder, "listed")
+    assert "listed" in cli("list").stdout
+    shown = cli("inspect", "listed").stdout
+    assert "a root of its own" in shown
+    assert "user      root" in shown
+    assert "layer-" in shown
+    assert "0 layers would be removed" in cli("prune", "--dry-run").stdout
+    assert cli("delete", "-y", "listed").returncode == 0
+    gone = cli("inspect", "listed")
+    assert gone.returncode == 1
+    assert "not found" in gone.stderr
+
+
+def test_what_is_refused_or_fails_is_said_in_a_line(cli: Cli, folder: Path, own_server: Server) -> None:
+    (folder / "Dockerfile").write_text(steps("RUN true", "VOLUME /data"))
+    refused = cli("build", str(folder), "--name", "bad")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "error: line 3: not supported: VOLUME" in refused.stderr
+    (folder / "Dockerfile").write_text(steps("RUN echo before; echo why >&2; exit 4"))
+    failed = cli("build", str(folder), "--name", "bad")
+    assert failed.returncode == 1
+    assert "why" in failed.stdout
+    assert "exit status 4" in failed.stderr
+    (folder / "Dockerfile").write_text("FROM no.such.registry/image:1\n")
+    unknown = cli("build", str(folder), "--name", "bad")
+    assert "no.such.registry/image" in unknown.stderr
+    assert own_server.request("POST", "/v2/sandboxes", json={"templateID": "bad"}).status_code == 404
+
+
+def test_a_start_command_that_ends_at_once_fails_the_build(cli: Cli, folder: Path) -> None:
+    (folder / "Dockerfile").write_text(steps("CMD exit 3"))
+    failed = cli("build", str(folder), "--name", "unstartable", "--ready-cmd", "test -e /never")
+    assert failed.returncode == 1
+    assert "3" in failed.stderr
+
+
+class Slow:
+    """A build that stands in a step until it is stopped."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.server = server
+        asked = server.request("POST", "/v3/templates", json={"name": name}).json()
+        self.template = asked["templateID"]
+        self.path = f"/templates/{self.template}/builds/{asked['buildID']}"
+        body = {"steps": [{"type": "RUN", "args": ["echo begun; sleep 600"]}]}
+        assert server.request("POST", f"/v2{self.path}", json=body).status_code == 202
+        until(self.has_begun, within_s=60, what="the step that takes its time")
+
+    def status(self) -> dict[str, Any]:
+        return self.server.request("GET", f"{self.path}/status").json()
+
+    def has_begun(self) -> bool:
+        return any(entry["message"] == "begun" for entry in self.status()["logEntries"])
+
+    def failure(self) -> str:
+        def look() -> str:
+            found = self.status()
+            return found["reason"]["message"] if found["status"] == "error" else ""
+
+        return until(look, within_s=20, what="the end of the build")
+
+
+@pytest.fixture
+def no_sandboxes_after(own_server: Server) -> Iterator[None]:
+    """No sandbox of a build outlives it."""
+    yield
+    folders = own_server.state / "sandboxes"
+    until(lambda: not list(folders.iterdir()), within_s=20, what="no folder of a sandbox")
+
+
+@pytest.mark.usefixtures("no_sandboxes_after")
+@pytest.mark.parametrize("part", ["api", "node"])
+def test_a_crash_ends_the_build_and_leaves_nothing_of_it(own_server: Server, part: str) -> None:
+    slow = Slow(own_server, f"crash-{part}")
+    own_server.kill_part(part)
+    assert slow.failure()
+    again = Slow(own_server, f"crash-{part}")
+    assert own_server.request("DELETE", f"/templates/{again.template}").status_code == 204
+
+
+@pytest.mark.usefixtures("no_sandboxes_after")
+def test_a_newer_build_or_a_delete_ends_the_one_that_runs(own_server: Server) -> None:
+    first = Slow(own_server, "twice")
+    second = Slow(own_server, "twice")
+    assert "newer build" in first.failure()
+    assert own_server.request("DELETE", f"/templates/{second.template}").status_code == 204
+    assert own_server.request("GET", f"{second.path}/status").status_code == 400
