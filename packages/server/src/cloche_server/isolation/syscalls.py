@@ -311,6 +311,11 @@ def load_filter(program: bytes) -> None:
     )
 
 
+def syncfs(descriptor: int) -> None:
+    """Have all that was written to the file system of an open file on disk."""
+    _check(_libc.syncfs(descriptor), "syncfs")
+
+
 def close_all_but(kept: set[int]) -> None:
     """Close every descriptor that is not named."""
     first = 0

@@ -20,6 +20,7 @@ from secrets import token_hex
 import msgspec
 
 from cloche_server.isolation.overlay import MOST_LAYERS
+from cloche_server.node.durability import sync, sync_all_below
 from cloche_server.node.templates import Template, Templates
 from cloche_wire.errors import InvalidArgument, NotFound, TemplateNotFound
 
@@ -99,7 +100,7 @@ class Layers:
         return self._folder / f"{name}{_UNFINISHED}" / _FILES
 
     def commit(self, name: str, team_id: str, size_bytes: int, entries: int) -> Layer:
-        """Have what was begun count from here on.
+        """Have what was begun count from here on, also after a crash of the machine: it is on disk before.
 
         Raises:
             OSError: The disk is full or broken; it is still only begun.
@@ -107,7 +108,9 @@ class Layers:
         layer = Layer(name, team_id, size_bytes, entries, datetime.now(UTC))
         begun = self._folder / f"{name}{_UNFINISHED}"
         (begun / _ABOUT).write_bytes(msgspec.json.encode(layer))
+        sync_all_below(begun)
         begun.rename(self._folder / name)
+        sync(self._folder)
         return layer
 
     def abandon(self, name: str) -> None:

@@ -19,10 +19,11 @@ import structlog
 from cloche_server.config import API_UID
 from cloche_server.ids import new_sandbox_id
 from cloche_server.link import Event
-from cloche_server.node import builds, kill
+from cloche_server.node import builds, kill, threads
 from cloche_server.node.assemble import Origin
 from cloche_server.node.build_messages import BuildExited, BuildLine, PublishBuild, RemoveBuild
 from cloche_server.node.build_programs import Program
+from cloche_server.node.durability import sync
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox
 from cloche_server.node.templates import Template
@@ -71,7 +72,9 @@ async def publish(machine: Machine, request: PublishBuild) -> AsyncGenerator[Eve
         trial.cancel()
         await asyncio.wait({trial})
     try:
-        _write(machine.config.templates_dir, described.build_id, bytes(request.manifest))
+        await threads.in_thread(
+            write, machine.config.templates_dir, described.build_id, bytes(request.manifest)
+        )
     except OSError as error:
         raise NotEnoughSpace(f"cannot publish the build: {error.strerror}") from error
     log.info("build.published", build_id=described.build_id, layers=len(described.layers))
@@ -108,14 +111,22 @@ def _read(machine: Machine, manifest: msgspec.Raw) -> _Described:
     return described
 
 
-def _write(templates_dir: Path, build_id: str, manifest: bytes) -> None:
+def write(templates_dir: Path, build_id: str, manifest: bytes) -> None:
+    """Have a build be there from here on, also after a crash of the machine.
+
+    Raises:
+        OSError: The disk is full or broken; it is not there.
+    """
     work = templates_dir / f".building-{build_id}"
     work.mkdir(mode=0o750, exist_ok=True)
     os.chown(work, 0, API_UID)
     path = work / _MANIFEST
     path.write_bytes(manifest)
     path.chmod(0o644)
+    sync(path)
+    sync(work)
     work.rename(templates_dir / build_id)
+    sync(templates_dir)
 
 
 async def _failure(
