@@ -11,6 +11,7 @@ from cloche_agent.http import Response, json_response
 from cloche_agent.init import handle_init, handle_prepare
 from cloche_agent.metrics import Metrics
 from cloche_agent.process.service import ProcessService
+from cloche_agent.process.start_command import StartCommand
 from cloche_agent.quiesce import handle_quiesce
 from cloche_agent.rpc import Router
 from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated
@@ -35,7 +36,9 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
         tasks: Owner of what outlives a request.
     """
     router = Router()
-    ProcessService(sandbox, reaper, tasks).register(router)
+    processes = ProcessService(sandbox, reaper, tasks)
+    processes.register(router)
+    start_command = StartCommand(sandbox, processes)
     FilesystemService(sandbox).register(router)
     transfer = TransferRoutes(sandbox)
     metrics = Metrics(sandbox)
@@ -45,9 +48,13 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
             case "/health":
                 return Response(204, [("cache-control", "no-store")])
             case "/init" if request.method == "POST":
-                return await handle_init(sandbox, request)
+                answer = await handle_init(sandbox, request)
+                start_command.begin()
+                return answer
             case "/prepare" if request.method == "POST":
-                return await handle_prepare(sandbox, request)
+                answer = await handle_prepare(sandbox, request)
+                await start_command.until_ready()
+                return answer
             case "/files":
                 return await transfer.files(request)
             case _:

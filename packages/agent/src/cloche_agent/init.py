@@ -57,6 +57,10 @@ class Sandbox:
     """Set by `/prepare`: Python is wanted before any request asks for it."""
     prepared: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first context of Python is ready, or cannot be."""
+    start_cmd: str = ""
+    """What the template has run in each of its sandboxes from the beginning."""
+    ready_cmd: str = ""
+    """Succeeds once that is so far."""
     imports: tuple[str, ...] = ()
     """Modules that the first context of Python imports before it is ready."""
     zygote: Zygote | None = None
@@ -92,6 +96,7 @@ class Sandbox:
         user, workdir = _text(settings, "defaultUser"), _text(settings, "defaultWorkdir")
         sandbox_id, template_id = _text(settings, "sandboxId"), _text(settings, "templateId")
         cpu_count, memory_mib = _count(settings, "cpuCount"), _count(settings, "memoryMib")
+        start_cmd, ready_cmd = _text(settings, "startCmd"), _text(settings, "readyCmd")
         is_first, is_restored = self.token is None, _flag(settings, "restored")
         self.token = token or self.token
         self.cpu_count = cpu_count or self.cpu_count
@@ -100,6 +105,7 @@ class Sandbox:
         self.default_workdir = workdir or self.default_workdir
         self.sandbox_id = sandbox_id or self.sandbox_id
         self.template_id = template_id or self.template_id
+        self.start_cmd, self.ready_cmd = start_cmd or self.start_cmd, ready_cmd or self.ready_cmd
         self._variables = self._variables if variables is None else variables
         identity = {"E2B_SANDBOX_ID": self.sandbox_id, "E2B_TEMPLATE_ID": self.template_id}
         env = {"E2B_SANDBOX": "true", **identity, **self._variables}
@@ -121,7 +127,12 @@ class Sandbox:
         names = cast("list[object]", imports) if isinstance(imports, list) else [None]
         if not all(isinstance(name, str) for name in names):
             raise InvalidArgument("not a list of strings: imports")
+        user, workdir = _text(settings, "defaultUser"), _text(settings, "defaultWorkdir")
+        start_cmd, ready_cmd = _text(settings, "startCmd"), _text(settings, "readyCmd")
         self.restores += _flag(settings, "restored")
+        self.default_user = user or self.default_user
+        self.default_workdir = workdir or self.default_workdir
+        self.start_cmd, self.ready_cmd = start_cmd or "", ready_cmd or ""
         self.env = self._variables = variables or {}
         self.imports = tuple(map(str, names))
         self.wanted.set()

@@ -86,6 +86,8 @@ class RunningProcess:
         self.tag = tag
         self.output = Output()
         self.end: EndEvent | None = None
+        self.ended = asyncio.Event()
+        """Set once `end` is."""
         self._reaper = reaper
         self._stdin = stdin
         self._terminal = terminal
@@ -103,6 +105,15 @@ class RunningProcess:
     def kill_at(self, deadline: float) -> None:
         """Kill it at that time of the event loop, whether or not anybody still listens."""
         self._deadline = asyncio.get_running_loop().call_at(deadline, self._signal, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill it and its process group. Idempotent."""
+        self._signal(signal.SIGKILL)
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether it has ended by itself, with status 0."""
+        return self.end is not None and self.end.exited and self.end.exit_code == 0
 
     async def follow_to_end(self) -> None:
         """Wait for its exit and for its output, then send the end event to all listeners.
@@ -124,6 +135,7 @@ class RunningProcess:
                 if self.output.pieces_read == seen and not self.output.is_paused:
                     break
         self.end = _end_event(status)
+        self.ended.set()
         self.output.broadcast(event_frame(ProcessEvent(end=self.end)))
         self.output.end()
         self._close_terminal()

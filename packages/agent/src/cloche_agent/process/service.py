@@ -63,6 +63,16 @@ class ProcessService:
         router.unary(wire.SEND_SIGNAL, wire.SendSignalRequest, self.send_signal)
         router.unary(wire.CLOSE_STDIN, wire.CloseStdinRequest, self.close_stdin)
 
+    def run(self, config: wire.ProcessConfig) -> RunningProcess:
+        """Start a process of the default user without input; nobody listens to it yet.
+
+        Raises:
+            Unauthenticated: There is no such user.
+            ResourceExhausted: It cannot be started.
+        """
+        user = users.lookup(self._sandbox.default_user)
+        return self._launch(wire.StartRequest(process=config, stdin=False), user)
+
     async def list(self, _request: wire.ListRequest, _call: Call) -> wire.ListResponse:
         """The processes that run."""
         found = [wire.ProcessInfo(one.config, one.pid, one.tag) for one in self._running.values()]
@@ -77,7 +87,6 @@ class ProcessService:
         subscriber = process.output.subscribe()
         if call.deadline is not None:
             process.kill_at(call.deadline)
-        self._tasks.create_task(self._follow_to_end(process))
         async with contextlib.aclosing(_follow(process, subscriber, call)) as frames:
             async for frame in frames:
                 yield frame
@@ -205,6 +214,8 @@ class ProcessService:
         except OSError as error:
             raise ResourceExhausted(f"cannot start a process: {(error.strerror or '').lower()}") from error
         self._running[process.pid] = process
+        # The task's first step comes after our caller's: who subscribes at once misses nothing.
+        self._tasks.create_task(self._follow_to_end(process))
         self._note_start(process, user)
         self._share_histories()
         return process

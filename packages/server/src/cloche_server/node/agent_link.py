@@ -35,6 +35,8 @@ class AgentInit(msgspec.Struct, frozen=True, rename="camel"):
     """Empty: it has one by now."""
     etc_files: dict[str, str] = {}
     """Files below /etc that are this sandbox's own, by name; those that are missing stay as they are."""
+    start_cmd: str = ""
+    """What the template has run in each of its sandboxes: started now, unless it was."""
     restored: bool = False
     """It was on disk: what copies of it must not have in common is made anew, before the answer."""
 
@@ -46,6 +48,11 @@ class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
     """Of the template."""
     imports: tuple[str, ...]
     """Python modules that its first context imports."""
+    default_user: str
+    default_workdir: str
+    start_cmd: str = ""
+    """Run until `ready_cmd` succeeds, before the answer."""
+    ready_cmd: str = ""
     hostname: str = ""
     etc_files: dict[str, str] = {}
     restored: bool = False
@@ -53,7 +60,9 @@ class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def prepare(address: str, body: AgentPreparation, *, timeout_s: float) -> None:
-    """Have an agent that is nobody's yet start its interpreter. Returns when that is ready, or cannot be.
+    """Have an agent that is nobody's yet start its interpreter and its start command.
+
+    Returns when the first is ready, or cannot be, and the second is.
 
     Raises:
         Internal: It answered with another status than 204, with something else than HTTP, or not in time.

@@ -19,6 +19,8 @@ from cloche_server.node.machine import AGENT_PORT, INTERPRETER_PORT, Live, Machi
 from cloche_server.node.templates import Template
 from cloche_wire.errors import SnapshotUnusable
 
+START_COMMAND_TIMEOUT_S = 65.0
+"""A little more than the agent waits for it to be ready."""
 AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -118,18 +120,27 @@ async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer:
 
 
 async def warm_up(machine: Machine, live: Live, origin: Origin) -> None:
-    """Have an agent that is nobody's yet start its interpreter and import what the template names.
+    """Have an agent that is nobody's yet run what its template starts with, and import what that names.
 
     Raises:
-        Internal: It refuses, or takes too long.
+        Internal: It refuses, or takes too long: the start command too may have failed.
     """
+    template, timeout_s = origin.template, machine.config.limits.start_timeout_s
     hostname, etc_files = _names(machine, live, origin)
     await agent_link.prepare(
         machine.agent_address(live.record),
         agent_link.AgentPreparation(
-            origin.template.env, origin.template.warm, hostname, etc_files, origin.image is not None
+            template.env,
+            template.warm,
+            template.default_user,
+            template.default_workdir,
+            template.start_cmd,
+            template.ready_cmd,
+            hostname,
+            etc_files,
+            origin.image is not None,
         ),
-        timeout_s=machine.config.limits.start_timeout_s,
+        timeout_s=timeout_s + (START_COMMAND_TIMEOUT_S if template.start_cmd else 0),
     )
 
 
@@ -153,6 +164,7 @@ async def introduce(machine: Machine, live: Live, origin: Origin, *, is_warm: bo
             memory_mib=request.memory_mib,
             hostname=hostname,
             etc_files=etc_files,
+            start_cmd=template.start_cmd,
             restored=origin.image is not None and not is_warm,
         ),
         known_token=origin.known_token,

@@ -45,8 +45,6 @@ class _Described(Template, frozen=True):
     build_id: str = ""
     cpu_count: int = 2
     memory_mib: int = 2048
-    start_cmd: str = ""
-    ready_cmd: str = ""
 
 
 async def publish(machine: Machine, request: PublishBuild) -> AsyncGenerator[Event]:
@@ -159,7 +157,9 @@ async def _try(
         memory_mib=described.memory_mib,
     )
     try:
-        origin = Origin(described, machine.layers.folders(described.layers), machine.tree.path)
+        # Its lines are wanted: it is run from here, and not by the agent.
+        plain = msgspec.structs.replace(described, start_cmd="", ready_cmd="")
+        origin = Origin(plain, machine.layers.folders(described.layers), machine.tree.path)
         live = await builds.start(machine, asked, origin, keeps_layer=False)
         await _until_ready(machine, live, described, request.ready_timeout_s, said)
     finally:

@@ -21,6 +21,10 @@ class Template(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
     isolation: str = ""
     """The driver that its sandboxes get where their creator asks for none; empty: the server's."""
+    start_cmd: str = ""
+    """Runs in every sandbox from its beginning."""
+    ready_cmd: str = ""
+    """Succeeds once that is so far."""
     warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
     """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
 

@@ -29,7 +29,7 @@ def name_of(machine: Machine, build_id: str, isolation: str) -> str:
     """
     template = machine.templates.read(build_id)
     image_format = machine.drivers.of(isolation).capabilities().image_format
-    runs_on = machine.tree.path.name, image_format, *template.warm
+    runs_on = machine.tree.path.name, image_format, *template.warm, template.start_cmd, template.ready_cmd
     return f"{PREFIX}{build_id}-{hashlib.sha256(repr(runs_on).encode()).hexdigest()[:16]}"
 
 
