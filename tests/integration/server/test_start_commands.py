@@ -98,3 +98,17 @@ def test_what_goes_on_from_the_image_of_a_template_begins_with_it(
         until(lambda: [*images.glob("warm-*[!w]")], within_s=100, what="an image")
         for _ in range(2):
             check_begun(server)
+
+
+def test_the_start_command_of_the_documents_image_is_the_interpreter_that_runs_anyway(server: Server) -> None:
+    body = {
+        "fromImage": "e2bdev/code-interpreter:latest",
+        "startCmd": "/root/.jupyter/start-up.sh",
+        "readyCmd": "curl -sf localhost:49999/health",
+    }
+    build(server, "documented", body)
+    sandbox = connect_options(server, Sandbox.create, "documented")
+    try:
+        assert sandbox.run_code("1 + 1").text == "2"
+    finally:
+        sandbox.kill()

@@ -32,7 +32,7 @@ class Around:
 
     async def of_image(self, description: Description) -> Base:
         assert description.from_image == "e2bdev/base"
-        return BASE._replace(start_cmd="", ready_cmd="")
+        return BASE._replace(start_cmd="", ready_cmd="", needless=frozenset({"start what we have"}))
 
     async def find(self, key: str) -> Kept | None:
         return self.kept.get(key)
@@ -220,6 +220,20 @@ async def test_start_and_ready_commands_come_from_the_description_or_its_templat
     assert (own.start_cmd, own.ready_cmd) == ("run", "sleep 20")
     none = await build(workshop, around, described(), tmp_path)
     assert (none.start_cmd, none.ready_cmd) == ("", "")
+
+
+@pytest.mark.parametrize(("ready", "kept"), [("", ""), ("sleep 20", ""), ("curl health", "curl health")])
+async def test_what_the_image_starts_and_we_have_running_is_left_out(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path, ready: str, kept: str
+) -> None:
+    """And the log says so; twin: of a template of one's own it is a command like any other."""
+    asked = described(start_cmd="start what we have", ready_cmd=ready)
+    made = await build(workshop, around, asked, tmp_path)
+    assert (made.start_cmd, made.ready_cmd) == ("", kept)
+    said = "Runs in every sandbox without a start command: start what we have"
+    assert ("finalize", "info", said) in around.lines
+    own = described(from_template="base", start_cmd="start what we have", ready_cmd=ready)
+    assert (await build(workshop, around, own, tmp_path)).start_cmd == "start what we have"
 
 
 async def test_a_stage_gives_files_and_none_of_its_layers(

@@ -20,6 +20,9 @@ OUR_IMAGES = {
 }
 """The vendor's images, whatever their tag, and what of ours has what they have."""
 
+_INTERPRETER_STARTS = frozenset({"/root/.jupyter/start-up.sh", "sudo /root/.jupyter/start-up.sh"})
+"""What starts the code interpreter in the vendor's image, by the vendor's documents. Ours is the agent's."""
+
 
 class TemplateBases:
     """See `templates.build.Bases`; for one team."""
@@ -53,7 +56,8 @@ class TemplateBases:
         base = await self.of_template(stand_in)
         # An image's commands start in its root: no working directory, and nothing that runs.
         context = msgspec.structs.replace(base.context, workdir="")
-        return base._replace(context=context, start_cmd="", ready_cmd="")
+        needless = _INTERPRETER_STARTS if stand_in == recipe.NAME else frozenset[str]()
+        return base._replace(context=context, start_cmd="", ready_cmd="", needless=needless)
 
     def _stand_in(self, image: str) -> str | None:
         plain = image.removeprefix("docker.io/")

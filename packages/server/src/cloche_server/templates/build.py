@@ -47,6 +47,8 @@ class Base(NamedTuple):
     context: Context
     start_cmd: str = ""
     ready_cmd: str = ""
+    needless: frozenset[str] = frozenset()
+    """Start commands of the vendor's image for what runs in every sandbox of ours by itself."""
 
 
 class Kept(NamedTuple):
@@ -252,6 +254,9 @@ class Builder:
         start, ready = description.start_cmd, description.ready_cmd
         if not start and not ready and base is not None:
             start, ready = base.start_cmd, base.ready_cmd
+        if base is not None and start in base.needless:
+            await self._log.write(f"Runs in every sandbox without a start command: {start}", FINAL_STEP)
+            start, ready = "", "" if ready == _DEFAULT_READY else ready
         target, context = self._target, state.context
         finished = Finished(
             target.template_id,
