@@ -1,6 +1,6 @@
 """Start commands of templates: a sandbox that is taken begins with its program running, and ready."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import pytest
 from tests.support.fixtures import NEEDS_A_SERVER, connect_options, running
@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield made
 
 
-def build(server: Server, name: str, body: dict[str, object]) -> None:
+def build(server: Server, name: str, body: Mapping[str, object]) -> None:
     """Build a template, as a builder's requests have it."""
     asked = server.request("POST", "/v3/templates", json={"name": name, "memoryMB": 512}).json()
     path = f"/templates/{asked['templateID']}/builds/{asked['buildID']}"

@@ -205,3 +205,26 @@ def test_a_newer_build_or_a_delete_ends_the_one_that_runs(own_server: Server) ->
     assert "newer build" in first.failure()
     assert own_server.request("DELETE", f"/templates/{second.template}").status_code == 204
     assert own_server.request("GET", f"{second.path}/status").status_code == 400
+
+
+@pytest.mark.needs("runsc")
+def test_steps_and_sandboxes_of_a_template_have_the_isolation_that_it_asks_for(own_server: Server) -> None:
+    """And what there is not is refused before anything runs."""
+    asked = own_server.request("POST", "/v3/templates", json={"name": "isolated", "memoryMB": 512}).json()
+    path = f"/templates/{asked['templateID']}/builds/{asked['buildID']}"
+    body = {"steps": [{"type": "RUN", "args": ["dmesg > /seen", "root"]}], "isolation": "no-such"}
+    assert own_server.request("POST", f"/v2{path}", json=body).status_code == 400
+    assert own_server.request("POST", f"/v2{path}", json=body | {"isolation": "gvisor"}).status_code == 202
+
+    def status() -> str:
+        return own_server.request("GET", f"{path}/status").json()["status"]
+
+    until(lambda: status() in ("ready", "error"), within_s=120, what="the end of the build")
+    assert status() == "ready"
+    sandbox = connect_options(own_server, Sandbox.create, "isolated")
+    try:
+        shown = own_server.request("GET", f"/sandboxes/{sandbox.sandbox_id}").json()
+        assert shown["isolation"] == "gvisor"
+        assert "Starting gVisor" in sandbox.commands.run("cat /seen").stdout
+    finally:
+        sandbox.kill()

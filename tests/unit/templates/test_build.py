@@ -236,6 +236,27 @@ async def test_what_the_image_starts_and_we_have_running_is_left_out(
     assert (await build(workshop, around, own, tmp_path)).start_cmd == "start what we have"
 
 
+@pytest.mark.parametrize(
+    ("asked", "of_base", "expected"),
+    [("", "", ""), ("gvisor", "", "gvisor"), ("", "gvisor", "gvisor"), ("container", "gvisor", "gvisor")],
+)
+async def test_steps_and_sandboxes_have_the_strongest_isolation_that_is_asked_for(
+    workshop: FakeWorkshop,
+    around: Around,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    of_base: str,
+    expected: str,
+) -> None:
+    """By the description, or by what it is made from."""
+    monkeypatch.setitem(globals(), "BASE", BASE._replace(isolation=of_base))
+    step = Step("RUN", ["one"])
+    made = await build(workshop, around, described(step, from_template="base", isolation=asked), tmp_path)
+    assert made.isolation == expected
+    assert [setting.isolation for setting in workshop.settings] == [expected]
+
+
 async def test_a_stage_gives_files_and_none_of_its_layers(
     workshop: FakeWorkshop, around: Around, tmp_path: Path
 ) -> None:

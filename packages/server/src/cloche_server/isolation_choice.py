@@ -39,5 +39,10 @@ def settle(asked: str, template: str, default: str, allowed: Collection[str]) ->
     return wanted
 
 
+def stronger(one: str, other: str) -> str:
+    """The stronger of two; what is empty asks for none."""
+    return max(one, other, key=_rank)
+
+
 def _rank(name: str) -> int:
     return STRENGTH.index(name) if name in STRENGTH else -1

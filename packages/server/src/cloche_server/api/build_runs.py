@@ -27,7 +27,7 @@ from cloche_server.store.cached_steps import CachedStep, CachedSteps
 from cloche_server.store.store import Store
 from cloche_server.templates.build import Builder, BuildFailed, Kept, Target
 from cloche_server.templates.steps import Context, Description
-from cloche_server.templates.workshop import Workshop
+from cloche_server.templates.workshop import Finished, Workshop
 
 CLEAN_UP_TIMEOUT_S = 30.0
 
@@ -131,7 +131,8 @@ class BuildRuns:
             await build_log.write("waiting for other builds to end", "base")
         async with self._turns:
             began_s = self._clock.boot_s()
-            failure = await self._make(job, build_log)
+            made = await self._make(job, build_log)
+            failure = made if isinstance(made, BuildFailed) else None
             took_s = self._clock.boot_s() - began_s
             if failure is None:
                 await build_log.write(f"Build finished, took {took_s:.1f} s", "finalize")
@@ -139,13 +140,13 @@ class BuildRuns:
                 await build_log.write(f"Build failed: {failure.message}", failure.step, "error")
             # Before the row says that it has ended: who reads that reads no further.
             await build_log.flush()
-            if failure is None:
-                await self._finish(job)
+            if isinstance(made, Finished):
+                await self._finish(job, made.isolation)
                 log.info("build.finished", build_id=job.build.id, ms=round(1000 * took_s))
             else:
-                await self._fail(job, failure.message, failure.step)
+                await self._fail(job, made.message, made.step)
 
-    async def _make(self, job: _Job, build_log: BuildLog) -> BuildFailed | None:
+    async def _make(self, job: _Job, build_log: BuildLog) -> Finished | BuildFailed:
         build = job.build
         team = TeamId(build.team_id)
         size = (build.cpu_count, build.memory_mib)
@@ -158,15 +159,14 @@ class BuildRuns:
             log=build_log,
         )
         try:
-            await builder.make(job.description)
+            return await builder.make(job.description)
         except BuildFailed as failure:
             return failure
-        return None
 
-    async def _finish(self, job: _Job) -> None:
+    async def _finish(self, job: _Job, isolation: str) -> None:
         """Have the tags lead to it; nobody may stop it between that and what the node has published."""
         with anyio.CancelScope(shield=True):
-            if not await self._store.builds.finish(job.build, self._clock.now()):
+            if not await self._store.builds.finish(job.build, self._clock.now(), isolation):
                 await self._workshop.remove(job.build.id)  # it was stopped in the last moment
 
     async def _fail(self, job: _Job, message: str, step: str | None) -> None:

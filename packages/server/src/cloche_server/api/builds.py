@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cloche_server import isolation_choice
 from cloche_server.api import build_shapes, template_names
 from cloche_server.api.auth import Caller
 from cloche_server.api.control import ControlPlane
@@ -89,6 +90,8 @@ class BuildEndpoints:
         template = await own_template(self._control, call.caller, call.params["id"])
         build = await self._build(call)
         steps.check(body)
+        config = self._control.config
+        isolation_choice.settle(body.isolation, "", config.isolation, config.allow_isolation)
         self._check_files(call.caller, body)
         if not await self._control.builds.start(call.caller, build, template.name, body):
             raise InvalidArgument("build is not in waiting state")

@@ -42,7 +42,14 @@ class TemplateBases:
         except FileNotFoundError as error:
             raise TemplateNotFound(f"template '{reference[:128]}' is gone from disk") from error
         context = Context(found.default_user, found.default_workdir, found.env)
-        return Base(f"build:{found.build_id}", found.layer_names, context, found.start_cmd, found.ready_cmd)
+        return Base(
+            f"build:{found.build_id}",
+            found.layer_names,
+            context,
+            found.start_cmd,
+            found.ready_cmd,
+            isolation=found.isolation,
+        )
 
     async def of_image(self, description: Description) -> Base:
         """See `Bases.of_image`."""

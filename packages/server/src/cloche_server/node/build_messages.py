@@ -39,6 +39,8 @@ class OpenBuild(msgspec.Struct, frozen=True):
     memory_mib: int = 2048
     timeout_s: int = 3600
     """It ends then at the latest."""
+    isolation: str = ""
+    """Empty: the server's."""
 
 
 class BuildOpened(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from secrets import token_hex
 import msgspec
 import structlog
 
-from cloche_server import disk_space
+from cloche_server import disk_space, isolation_choice
 from cloche_server.ids import new_sandbox_id
 from cloche_server.isolation import overlay, syscalls
 from cloche_server.link import Event
@@ -87,6 +87,7 @@ async def open_build(machine: Machine, request: OpenBuild) -> BuildOpened:
         access_token=token_hex(32),
         cpu_count=request.cpu_count,
         memory_mib=request.memory_mib,
+        isolation=request.isolation,
     )
     origin = Origin(_HERE, machine.layers.folders(request.layers), machine.tree.path)
     await start(machine, asked, origin, keeps_layer=True)
@@ -94,13 +95,17 @@ async def open_build(machine: Machine, request: OpenBuild) -> BuildOpened:
 
 
 async def start(machine: Machine, asked: CreateSandbox, origin: Origin, *, keeps_layer: bool) -> Live:
-    """Start a sandbox of the node's own, for a build.
+    """Start a sandbox of the node's own, for a build: of the isolation that is asked for, or the template's.
 
     Raises:
+        PermissionDenied: That is weaker than the operator permits.
+        UnsupportedOption: This node lacks it.
         ClocheError: As `create`.
     """
-    asked = msgspec.structs.replace(asked, isolation=machine.drivers.default)
-    machine.drivers.ready(asked.isolation)
+    default, allowed = machine.drivers.default, machine.config.allow_isolation
+    isolation = isolation_choice.settle(asked.isolation, origin.template.isolation, default, allowed)
+    asked = msgspec.structs.replace(asked, isolation=isolation)
+    machine.drivers.ready(isolation)
     create.check(machine, asked)
     live = create.first_live(machine, asked)
     live.record = msgspec.structs.replace(live.record, is_build=True)

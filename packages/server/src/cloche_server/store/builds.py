@@ -118,14 +118,19 @@ class Builds:
 
         return await self._database.write(work)
 
-    async def finish(self, record: BuildRecord, at: datetime) -> bool:
-        """Building → ready, and its tags lead to it, all at once. False when it was not being built."""
+    async def finish(self, record: BuildRecord, at: datetime, isolation: str = "") -> bool:
+        """Building → ready, and its tags lead to it, all at once. False when it was not being built.
+
+        Its template asks for that isolation from here on; empty: for none.
+        """
 
         def work(connection: Connection) -> bool:
             change = update(builds).where(_is(record.team_id, record.id), builds.c.state == "building")
             values = {"state": "ready", "updated_at": at, "finished_at": at}
             if connection.execute(change.values(values)).rowcount != 1:
                 return False
+            own = and_(templates.c.id == record.template_id, templates.c.owner == record.team_id)
+            connection.execute(update(templates).where(own).values(isolation=isolation))
             assign(connection, record, record.tags, at)
             return True
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
+from cloche_server import isolation_choice
 from cloche_server.templates import copying
 from cloche_server.templates import steps as words
 from cloche_server.templates.steps import BASE_STEP, FINAL_STEP, Context, Description, Step
@@ -49,6 +50,8 @@ class Base(NamedTuple):
     ready_cmd: str = ""
     needless: frozenset[str] = frozenset()
     """Start commands of the vendor's image for what runs in every sandbox of ours by itself."""
+    isolation: str = ""
+    """What its sandboxes get at least; empty: the server's."""
 
 
 class Kept(NamedTuple):
@@ -129,6 +132,8 @@ class Builder:
         self._memory = memory
         self._log = log
         self._stages: dict[str, _State] = {}
+        self._isolation = ""
+        """The strongest that the description and its bases ask for."""
 
     async def make(self, description: Description) -> Finished:
         """Run all of it, and publish it.
@@ -137,6 +142,7 @@ class Builder:
             BuildFailed: A step failed; nothing was published, what finished steps have left is kept.
         """
         base: Base | None = None
+        self._isolation = description.isolation
         for stage in description.stages:
             asked = Description(stage.from_image, stage.from_template, from_stage=stage.from_stage)
             asked = msgspec.structs.replace(asked, from_image_registry=description.from_image_registry)
@@ -160,6 +166,7 @@ class Builder:
                 base = await self._bases.of_image(image)
         except ClocheError as error:
             raise BuildFailed(_told(error), BASE_STEP) from error
+        self._isolation = isolation_choice.stronger(self._isolation, base.isolation)
         return _State(base.key, base.layers, base.context), base
 
     async def _run(self, state: _State, steps: Sequence[Step], title: str, *, forced: bool) -> _State:
@@ -248,7 +255,8 @@ class Builder:
 
     def _setting(self, layers: tuple[str, ...]) -> Setting:
         target = self._target
-        return Setting(target.build_id, target.team_id, layers, target.cpu_count, target.memory_mib)
+        size = target.cpu_count, target.memory_mib
+        return Setting(target.build_id, target.team_id, layers, *size, self._isolation)
 
     async def _publish(self, description: Description, state: _State, base: Base | None) -> Finished:
         start, ready = description.start_cmd, description.ready_cmd
@@ -271,6 +279,7 @@ class Builder:
             context.env,
             start,
             ready or (_DEFAULT_READY if start else ""),
+            self._isolation,
         )
         await self._log.write("Finalizing the template", FINAL_STEP)
 

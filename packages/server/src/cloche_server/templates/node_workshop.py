@@ -46,7 +46,12 @@ class NodeWorkshop:
     async def bench(self, setting: Setting) -> AsyncGenerator["NodeBench"]:
         """See `workshop.Workshop.bench`."""
         order = OpenBuild(
-            setting.build_id, setting.team_id, setting.layers, setting.cpu_count, setting.memory_mib
+            setting.build_id,
+            setting.team_id,
+            setting.layers,
+            setting.cpu_count,
+            setting.memory_mib,
+            isolation=setting.isolation,
         )
         feed = link.subscribe(self._node, "build_open", BuildOpened, order)
         async with aclosing(feed) as events:
@@ -122,6 +127,7 @@ def _manifest(finished: Finished) -> Manifest:
         team_id=finished.team_id,
         start_cmd=finished.start_cmd,
         ready_cmd=finished.ready_cmd,
+        isolation=finished.isolation,
     )
 
 

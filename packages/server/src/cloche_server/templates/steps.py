@@ -88,6 +88,8 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     start_cmd: str = ""
     ready_cmd: str = ""
     stages: list[Stage] = []
+    isolation: str = ""
+    """What steps and sandboxes get; empty: that of the base, or the server's. Ours."""
 
 
 class Context(msgspec.Struct, frozen=True):

@@ -59,6 +59,8 @@ class Setting(NamedTuple):
     """Uppermost first."""
     cpu_count: int
     memory_mib: int
+    isolation: str = ""
+    """Empty: the server's."""
 
 
 class Bench(Protocol):
@@ -110,6 +112,7 @@ class Finished(msgspec.Struct, frozen=True):
     env: dict[str, str]
     start_cmd: str = ""
     ready_cmd: str = ""
+    isolation: str = ""
 
 
 class Workshop(Protocol):
