@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.integration.isolation.conftest import NEEDS_CONTAINERS, Workshop, own_mounts, plain_rootfs
 
-from cloche_server.isolation import posture
+from cloche_server.isolation import identity, posture
 from cloche_server.isolation.base import ID_RANGE, ResourceLimits, first_id
 from cloche_wire.errors import Internal
 
@@ -137,6 +138,22 @@ async def test_mount_table_names_no_folder_of_the_server(container: Workshop) ->
         assert path.name not in table
     sources = {line.split()[3] for line in table.splitlines() if line.split()[4] in ("/", "/.cloche")}
     assert sources == {"/"}
+
+
+async def test_boot_id_is_its_own(container: Workshop) -> None:
+    """By that of the host, two sandboxes could tell that they stand on one machine; root cannot change it."""
+    code = """
+path = "/proc/sys/kernel/random/boot_id"
+try:
+    open(path, "w")
+except OSError as error:
+    result = [open(path).read(), errno.errorcode[error.errno], os.path.exists("/dev/boot_id")]
+"""
+    (one, refused, has_other_name), (other, *_) = [(await container.start()).run(code) for _ in range(2)]
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n", one)
+    assert len({one, other, f"{identity.boot_id()}\n"}) == 3
+    assert refused in ("EROFS", "EACCES")
+    assert not has_other_name
 
 
 async def test_runtime_tree_cannot_be_written(container: Workshop) -> None:

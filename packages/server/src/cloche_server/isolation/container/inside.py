@@ -26,6 +26,8 @@ _LINKS = {
     "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx",
 }  # fmt: skip
 
+_RANDOM_ID, _BOOT_ID, _ID_BYTES = b"proc/sys/kernel/random/uuid", "boot_id", 64
+
 
 class _Mount(NamedTuple):
     point: str
@@ -75,6 +77,7 @@ def enter_root(*, has_processes: bool) -> None:
                 _mask(root, path.lstrip("/"))
             for path in posture.READONLY_PATHS:
                 _make_read_only(root, path.lstrip("/"))
+            _show_own_boot_id(root)
         syscalls.change_root(root)
 
 
@@ -118,6 +121,31 @@ def _make_read_only(root: int, path: str) -> None:
     syscalls.add_attributes(mount, _READ_ONLY)
     with _opened(path, root) as point:
         _move(mount, point)
+
+
+def _show_own_boot_id(root: int) -> None:
+    """Cover the id of the host's boot with a new one, as every start of a machine has.
+
+    By the host's, which no namespace separates, sandboxes could tell that they stand on one machine.
+    """
+    with _opened("dev", root) as folder:
+        new = syscalls.openat2(root, _RANDOM_ID, os.O_RDONLY | os.O_CLOEXEC, _STAY)
+        file = os.open(_BOOT_ID, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=folder)
+        try:
+            os.write(file, os.read(new, _ID_BYTES))
+        finally:
+            os.close(new)
+            os.close(file)
+        point = syscalls.openat2(root, f"proc/sys/kernel/random/{_BOOT_ID}".encode(), os.O_PATH, _STAY)
+        try:
+            mount = syscalls.clone_mount(_BOOT_ID, folder)
+            # SAFETY: a file without a name, of a file system of this sandbox; set read-only before it is
+            # seen, so that not even root inside changes it.
+            syscalls.add_attributes(mount, _READ_ONLY | _NOSUID | _NODEV | _NOEXEC)
+            _move(mount, point)
+        finally:
+            os.close(point)
+            os.unlink(_BOOT_ID, dir_fd=folder)
 
 
 def _move(mount: int, point: int) -> None:
