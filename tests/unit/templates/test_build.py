@@ -10,7 +10,7 @@ from cloche_server.templates import copying
 from cloche_server.templates.build import Base, Builder, BuildFailed, Kept, Target
 from cloche_server.templates.steps import Context, Description, Stage, Step
 from cloche_server.templates.workshop import Finished
-from cloche_wire.errors import DeadlineExceeded, InvalidArgument, TemplateNotFound
+from cloche_wire.errors import DeadlineExceeded, InvalidArgument, TemplateNotFound, Unauthenticated
 
 pytestmark = pytest.mark.anyio
 
@@ -320,3 +320,14 @@ def test_gathered_files_are_placed_as_docker_does(tmp_path: Path) -> None:
     missing = place(tmp_path, "nothing", "/x")
     assert missing.returncode == 1
     assert "no such file" in missing.stderr
+
+
+async def test_a_command_of_a_user_that_is_not_there_fails_as_clients_know_it(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    workshop.breaks["whoami"] = Unauthenticated("invalid username: 'root123'")
+    with pytest.raises(BuildFailed) as failed:
+        await build(workshop, around, described(Step("RUN", ["whoami", "root123"])), tmp_path)
+    assert failed.value.message == (
+        "failed to run command 'whoami': command failed: unauthenticated: invalid username: 'root123'"
+    )

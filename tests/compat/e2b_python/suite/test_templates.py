@@ -60,6 +60,20 @@ def test_a_template_is_built_and_its_sandboxes_have_what_it_says(context: Path) 
         assert Template.exists(name)
 
 
+def test_steps_without_a_working_directory_are_at_home(context: Path) -> None:
+    template = (
+        Template(file_context_path=context)
+        .from_base_image()
+        .skip_cache()
+        .copy("app/*", "copied")
+        .run_cmd('grep -q "from a file" copied/main.py && test "$PWD" = /home/user')
+        .run_cmd('test "$PWD" = /root', user="root")
+        .run_cmd('test "$PWD" = /', user="nobody")
+        .make_symlink(".bashrc", ".bashrc.local")
+    )
+    Template.build(template, new_name())
+
+
 @pytest.mark.parametrize(
     ("describe", "method"),
     [

@@ -61,7 +61,7 @@ class TemplateBases:
                 hint="builds.images in the server's configuration says which template stands for an image",
             )
         base = await self.of_template(stand_in)
-        # An image's commands start in its root: no working directory, and nothing that runs.
+        # An image says no working directory here, so commands start at home; and nothing of it runs.
         context = msgspec.structs.replace(base.context, workdir="")
         needless = _INTERPRETER_STARTS if stand_in == recipe.NAME else frozenset[str]()
         return base._replace(context=context, start_cmd="", ready_cmd="", needless=needless)

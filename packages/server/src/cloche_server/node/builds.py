@@ -62,7 +62,8 @@ _OUR_FILES = (
 )  # fmt: skip
 """Of each sandbox alone."""
 _EXTRACTION = Path(build_extraction.__file__).read_text()
-_HERE = Template(rootfs="", default_user="root", default_workdir="/")
+_HERE = Template(rootfs="", default_user="root", default_workdir="")
+"""Without a folder: a program that names none starts in its user's home, where `COPY` resolves paths too."""
 
 log = structlog.get_logger()
 

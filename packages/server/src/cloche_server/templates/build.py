@@ -17,7 +17,7 @@ from cloche_server.templates import copying
 from cloche_server.templates import steps as words
 from cloche_server.templates.steps import BASE_STEP, FINAL_STEP, Context, Description, Step
 from cloche_server.templates.workshop import Bench, Command, CopyIn, Finished, Setting, Workshop
-from cloche_wire.errors import ClocheError
+from cloche_wire.errors import ClocheError, Unauthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -361,7 +361,11 @@ class _Run:
         async def on_line(stream: str, line: str) -> None:
             await self._log.write(line, self._number, "warn" if stream == "stderr" else "info")
 
-        status = await self._bench.run(command, on_line)
+        try:
+            status = await self._bench.run(command, on_line)
+        except Unauthenticated as error:  # no such user; worded as clients know it
+            told = f"command failed: {error.connect_code}: {error.message}"
+            raise BuildFailed(f"failed to run command '{shown}': {told}", self._number) from error
         if status != 0:
             raise BuildFailed(f"failed to run command '{shown}': exit status {status}", self._number)
 
