@@ -26,6 +26,8 @@ from tests.support.server import Server
 FULL_TEMPLATE = "polyglot"
 """Has the kernels of all languages that the interpreter's suites run."""
 DEFAULT_TEMPLATE = "code-interpreter-v1"
+IMAGES = f'[builds.images]\n"ubuntu:*" = "{DEFAULT_TEMPLATE}"\n'
+"""The suites build from Ubuntu; no registry is asked here, our Debian stands for it."""
 
 
 def main() -> int:
@@ -40,7 +42,10 @@ def main() -> int:
     template = FULL_TEMPLATE if capabilities.missing(FULL_TEMPLATE) is None else DEFAULT_TEMPLATE
     if template == DEFAULT_TEMPLATE:
         print(f"note: no template {FULL_TEMPLATE}: the interpreter's suites run on {DEFAULT_TEMPLATE}")
-    server = Server(scratch / "s", isolation=options.isolation, ahead=8).start()  # as it runs by itself
+    state = scratch / "s"
+    state.mkdir(mode=0o755)
+    (state / "config.toml").write_text(IMAGES)
+    server = Server(state, isolation=options.isolation, ahead=8).start()  # as it runs by itself
     figures: list[tuple[Suite, Figures]] = []
     problems: list[str] = []
     seen: dict[str, list[Verdict]] = {}
