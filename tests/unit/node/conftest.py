@@ -283,3 +283,13 @@ def request_for(letter: str = "a", **changes: Any) -> CreateSandbox:
         "isolation": "remembering",
     }
     return CreateSandbox(**(fields | changes))
+
+
+@pytest.fixture
+def able(node: Node) -> None:
+    """Its sandboxes can be frozen, and written to disk."""
+    node.driver.able = Capabilities(
+        name="remembering", shares_host_kernel=False, freezes=True, memory_snapshot=True, disk_snapshot=True,
+        image_format="r 1",
+    )  # fmt: skip
+    (node.state / "runtime" / "tree").mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from cloche_server.isolation import syscalls
 from cloche_server.node import layers, publishing
 from cloche_server.node.durability import sync_all_below
 from cloche_server.node.layers import Layers
+from cloche_server.node.templates import Templates
 
 Seen = list[tuple[str, bool]]
 
@@ -27,7 +28,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 def test_a_layer_is_on_disk_before_it_has_its_name(tmp_path: Path, synced: Seen) -> None:
-    kept = Layers(tmp_path / "layers", tmp_path, Path.rmdir)
+    kept = Layers(tmp_path / "layers", Templates(tmp_path), Path.rmdir)
     name = kept.begin()
     kept.begun(name).mkdir()
     kept.commit(name, "team", 1, 1)
@@ -40,7 +41,7 @@ def test_a_layer_that_cannot_reach_the_disk_is_none(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(syscalls, "syncfs", fail)
-    kept = Layers(tmp_path / "layers", tmp_path, Path.rmdir)
+    kept = Layers(tmp_path / "layers", Templates(tmp_path), Path.rmdir)
     name = kept.begin()
     with pytest.raises(OSError, match="No space"):
         kept.commit(name, "team", 1, 1)

@@ -32,17 +32,8 @@ from cloche_wire.errors import (
     UnsupportedOption,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("able")]
 A = "i" + "a" * 20
-
-
-@pytest.fixture(autouse=True)
-def able(node: Node) -> None:
-    node.driver.able = Capabilities(
-        name="remembering", shares_host_kernel=False, freezes=True, memory_snapshot=True, disk_snapshot=True,
-        image_format="r 1",
-    )  # fmt: skip
-    (node.state / "runtime" / "tree").mkdir(parents=True, exist_ok=True)
 
 
 async def frozen(m: Machine, **changes: Any) -> None:

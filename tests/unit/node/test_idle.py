@@ -13,17 +13,8 @@ from cloche_server.node.messages import IdleSandbox, MetricPoint, Wake
 from cloche_server.node.metrics import Sampler
 from cloche_wire.errors import NotEnoughSpace, SandboxNotFound, UnsupportedOption
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("able")]
 A = "i" + "a" * 20
-
-
-@pytest.fixture(autouse=True)
-def able(node: Node) -> None:
-    node.driver.able = Capabilities(
-        name="remembering", shares_host_kernel=False, freezes=True, memory_snapshot=True, disk_snapshot=True,
-        image_format="r 1",
-    )  # fmt: skip
-    (node.state / "runtime" / "tree").mkdir(parents=True, exist_ok=True)
 
 
 async def resting(m: Machine, node: Node, **changes: Any) -> Sampler:

@@ -20,6 +20,7 @@ API_KEY_PREFIX = "e2b_"
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SANDBOX_ID = re.compile(r"[a-z0-9]{1,40}\Z")
+_BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
 _VOLUME_ID = re.compile(r"v[a-z0-9]{20}\Z")
 _SNAPSHOT_ID = re.compile(r"s[a-z0-9]{20}\Z")
 
@@ -40,6 +41,11 @@ def new_template_id() -> TemplateId:
 def is_sandbox_id(text: str) -> bool:
     """Whether the text may stand in a path, a host label or a cgroup name as a sandbox id."""
     return _SANDBOX_ID.match(text) is not None
+
+
+def is_build_id(text: str) -> bool:
+    """Whether the text may stand in a path as the id of a build."""
+    return _BUILD_ID.match(text) is not None
 
 
 def new_volume_id() -> VolumeId:

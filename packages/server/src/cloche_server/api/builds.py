@@ -115,14 +115,17 @@ class BuildEndpoints:
     async def logs(self, call: Call, query: build_shapes.BuildLogsQuery) -> Response:
         """`GET /templates/{id}/builds/{build}/logs`: from a moment on, or before it."""
         build = await self._build(call)
-        lines = await self._builds.log(build.id, limit=1 << 30, levels=_from_level(query.level))
         is_backward = query.direction == "backward"
-        if query.cursor is not None:
-            at = datetime.fromtimestamp(query.cursor / 1000, UTC)
-            lines = [line for line in lines if (line.at <= at if is_backward else line.at >= at)]
-        ordered = list(reversed(lines)) if is_backward else list(lines)
-        chosen = [_shown(line) for line in ordered[: check_limit(query.limit)]]
-        return reply(200, build_shapes.BuildLogs(chosen))
+        at = None if query.cursor is None else datetime.fromtimestamp(query.cursor / 1000, UTC)
+        lines = await self._builds.log(
+            build.id,
+            limit=check_limit(query.limit),
+            levels=_from_level(query.level),
+            since=None if is_backward else at,
+            until=at if is_backward else None,
+            is_backward=is_backward,
+        )
+        return reply(200, build_shapes.BuildLogs([_shown(line) for line in lines]))
 
     async def _reason(self, build: BuildRecord) -> build_shapes.Reason:
         if build.step is None:

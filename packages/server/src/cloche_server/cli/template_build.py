@@ -15,7 +15,8 @@ from rich.markup import escape
 from cloche_server.cli.remote import Remote
 from cloche_server.templates.dockerfile.context import Context
 from cloche_server.templates.dockerfile.parser import parse
-from cloche_server.templates.dockerfile.translate import DEFAULT_READY, Translated, Translator
+from cloche_server.templates.dockerfile.translate import Translated, Translator
+from cloche_server.templates.steps import DEFAULT_READY
 from cloche_wire.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,7 +12,7 @@ import msgspec
 import structlog
 
 from cloche_server import isolation_choice
-from cloche_server.ids import is_sandbox_id
+from cloche_server.ids import is_build_id, is_sandbox_id
 from cloche_server.node import (
     assemble,
     freezing,
@@ -42,7 +41,6 @@ from cloche_wire.errors import (
     UnsupportedOption,
 )
 
-_BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
 _IN_USE = ("creating", "running", "pausing", "resuming")
 
 log = structlog.get_logger()
@@ -230,7 +228,7 @@ def check(machine: Machine, request: CreateSandbox) -> None:
         raise Unavailable("the server is stopping")
     if not is_sandbox_id(request.sandbox_id):
         raise InvalidArgument(f"not a sandbox id: {request.sandbox_id!r}")
-    if not _BUILD_ID.match(request.build_id):
+    if not is_build_id(request.build_id):
         raise InvalidArgument(f"not a build id: {request.build_id!r}")
     if min(request.cpu_count, request.memory_mib) < 1 or request.timeout_s < 0:
         raise InvalidArgument("cpu_count, memory_mib and timeout_s are counts")

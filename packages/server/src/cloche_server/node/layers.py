@@ -19,6 +19,7 @@ from secrets import token_hex
 
 import msgspec
 
+from cloche_server.ids import is_build_id
 from cloche_server.isolation.overlay import MOST_LAYERS
 from cloche_server.node.durability import sync, sync_all_below
 from cloche_server.node.templates import Template, Templates
@@ -26,7 +27,6 @@ from cloche_wire.errors import InvalidArgument, NotFound, TemplateNotFound
 
 PREFIX = "layer-"
 _NAME = re.compile(r"layer-[0-9a-f]{32}\Z")
-_BUILD_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})\Z")
 _FILES, _ABOUT, _UNFINISHED = "fs", "layer.json", ".new"
 
 
@@ -44,10 +44,10 @@ class Layer(msgspec.Struct, frozen=True):
 class Layers:
     """All that this node has."""
 
-    def __init__(self, folder: Path, templates_dir: Path, discard: Callable[[Path], None]) -> None:
-        """Take their folder, that of the templates, and what removes a folder in time."""
+    def __init__(self, folder: Path, templates: Templates, discard: Callable[[Path], None]) -> None:
+        """Take their folder, the templates, and what removes a folder in time."""
         self._folder = folder
-        self._templates_dir = templates_dir
+        self._templates = templates
         self._discard = discard
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -58,7 +58,7 @@ class Layers:
             TemplateNotFound: One is gone.
         """
         if not template.layers:
-            return (self._templates_dir / build_id / template.rootfs,)
+            return (self._templates.folder(build_id) / template.rootfs,)
         try:
             return self.folders(template.layers)
         except NotFound as error:
@@ -79,10 +79,10 @@ class Layers:
         if _NAME.match(name):
             if (self._folder / name / _ABOUT).exists():
                 return self._folder / name / _FILES
-        elif _BUILD_ID.match(name):
-            template = Templates(self._templates_dir).read(name)
+        elif is_build_id(name):
+            template = self._templates.read(name)
             if not template.layers:
-                return self._templates_dir / name / template.rootfs
+                return self._templates.folder(name) / template.rootfs
         raise NotFound(f"no such layer: {name[:80]}")
 
     def begin(self) -> str:

@@ -108,7 +108,7 @@ class Machine:
     @cached_property
     def layers(self) -> Layers:
         """What templates are made of."""
-        return Layers(self.config.state_dir / "layers", self.config.templates_dir, self.trash.put)
+        return Layers(self.config.state_dir / "layers", self.templates, self.trash.put)
 
     def find(self, sandbox_id: str) -> Live:
         """The running sandbox of that id.

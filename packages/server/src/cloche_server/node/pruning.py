@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
 import structlog
 
 from cloche_server.node import builds
 from cloche_server.node.build_messages import Pruned, PruneLayers
 from cloche_server.node.layers import PREFIX, Layer
 from cloche_server.node.machine import Machine
-from cloche_server.node.templates import Template
 
 log = structlog.get_logger()
 
@@ -20,9 +18,10 @@ def prune(machine: Machine, request: PruneLayers) -> Pruned:
     While a sandbox is there, running or paused, whose build was taken away or is being made, all stay: nobody
     knows any more, or yet, which of them it stands on.
     """
-    needed = {*request.kept, *_published(machine)}
+    published = machine.templates.finished()
+    needed = {*request.kept, *_named_by(machine, published)}
     records = [*(live.record for live in machine.live.values()), *machine.paused.values()]
-    unknown = {record.request.build_id for record in records} - _builds(machine)
+    unknown = {record.request.build_id for record in records} - published
     now = machine.clock.now()
 
     def is_free(layer: Layer) -> bool:
@@ -35,14 +34,7 @@ def prune(machine: Machine, request: PruneLayers) -> Pruned:
     return Pruned([builds.shown(layer) for layer in free], sum(layer.size_bytes for layer in free))
 
 
-def _builds(machine: Machine) -> set[str]:
-    return {path.parent.name for path in machine.config.templates_dir.glob("[!.]*/manifest.json")}
-
-
-def _published(machine: Machine) -> set[str]:
+def _named_by(machine: Machine, published: set[str]) -> set[str]:
     """Layers that a manifest names."""
-    found: set[str] = set()
-    for path in machine.config.templates_dir.glob("[!.]*/manifest.json"):
-        template = msgspec.json.decode(path.read_bytes(), type=Template)
-        found.update(name for name in template.layers if name.startswith(PREFIX))
-    return found
+    layers = (name for build_id in published for name in machine.templates.read(build_id).layers)
+    return {name for name in layers if name.startswith(PREFIX)}

@@ -26,12 +26,11 @@ from cloche_server.node.build_programs import Program
 from cloche_server.node.durability import sync
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox
-from cloche_server.node.templates import Template
+from cloche_server.node.templates import MANIFEST, Template
 from cloche_wire.errors import AlreadyExists, ClocheError, Internal, InvalidArgument, NotEnoughSpace
 
 READY_AGAIN_S = 2.0
 """Between two tries of a ready command, as E2B's own builder has it."""
-_MANIFEST = "manifest.json"
 _BUILD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _OUTPUT_BYTES = 64 << 20
 _LOGIN_SHELL = 'if command -v bash >/dev/null; then exec bash -l -c "$1"; else exec sh -l -c "$1"; fi'
@@ -87,13 +86,13 @@ async def unpublish(machine: Machine, request: RemoveBuild) -> None:
     if not _BUILD_ID.match(request.build_id):
         raise InvalidArgument(f"not a build id: {request.build_id[:80]!r}")
     folder = machine.config.templates_dir / request.build_id
-    if not (folder / _MANIFEST).exists():
+    if not (folder / MANIFEST).exists():
         return
     if not machine.templates.read(request.build_id).layers:
         raise InvalidArgument(f"not a build of layers: {request.build_id}")
     hidden = folder.with_name(f".superseded-{request.build_id}")
     folder.rename(hidden)
-    (hidden / _MANIFEST).unlink()
+    (hidden / MANIFEST).unlink()
     hidden.rmdir()
 
 
@@ -118,7 +117,7 @@ def write(templates_dir: Path, build_id: str, manifest: bytes) -> None:
     work = templates_dir / f".building-{build_id}"
     work.mkdir(mode=0o750, exist_ok=True)
     os.chown(work, 0, API_UID)
-    path = work / _MANIFEST
+    path = work / MANIFEST
     path.write_bytes(manifest)
     path.chmod(0o644)
     sync(path)

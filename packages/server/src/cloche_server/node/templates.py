@@ -8,6 +8,8 @@ import msgspec
 
 from cloche_wire.errors import TemplateNotFound
 
+MANIFEST = "manifest.json"
+
 
 class Template(msgspec.Struct, frozen=True):
     """What the node reads of a template's manifest."""
@@ -38,13 +40,21 @@ class Templates:
         self._read: dict[str, tuple[tuple[int, ...], Template]] = {}
         """By build, and what its file was when it was read."""
 
+    def folder(self, build_id: str) -> Path:
+        """Where a build lies, or would."""
+        return self._folder / build_id
+
+    def finished(self) -> set[str]:
+        """The builds that lie here."""
+        return {path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}")}
+
     def read(self, build_id: str) -> Template:
         """What the node has to know of a finished build; read anew where its manifest is another file by now.
 
         Raises:
             TemplateNotFound: No finished build of that id lies here.
         """
-        path = self._folder / build_id / "manifest.json"
+        path = self.folder(build_id) / MANIFEST
         try:
             found = path.stat()
             # Before the content is read: what takes the file's place meanwhile is read the next time.

@@ -159,17 +159,29 @@ class Builds:
         limit: int = 100,
         levels: Iterable[str] = (),
         step: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        is_backward: bool = False,
     ) -> Sequence[LogLine]:
-        """Return lines in order, of these levels and that step where they are given."""
+        """Return lines in order, or the last ones first.
+
+        Where they are given, of these levels, that step and that time, both ends included.
+        """
         conditions: list[ColumnElement[bool]] = [build_logs.c.build_id == build]
         if wanted := list(levels):
             conditions.append(build_logs.c.level.in_(wanted))
         if step is not None:
             conditions.append(build_logs.c.step == step)
+        if since is not None:
+            conditions.append(build_logs.c.at >= since)
+        if until is not None:
+            conditions.append(build_logs.c.at <= until)
+        number = build_logs.c.number
+        order = number.desc() if is_backward else number
 
         def work(connection: Connection) -> Sequence[LogLine]:
             columns = [build_logs.c[name] for name in LogLine.__struct_fields__]
-            query = select(*columns).where(*conditions).order_by(build_logs.c.number)
+            query = select(*columns).where(*conditions).order_by(order)
             rows = connection.execute(query.offset(offset).limit(limit)).mappings()
             return [LogLine(**row) for row in rows]
 

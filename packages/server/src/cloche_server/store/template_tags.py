@@ -60,11 +60,3 @@ class TemplateTags:
             return [Tag(**row) for row in connection.execute(newest).mappings()]
 
         return await self._database.read(work)
-
-    async def builds_in_use(self) -> set[str]:
-        """Return the builds of all teams that a tag leads to."""
-
-        def work(connection: Connection) -> set[str]:
-            return set(connection.execute(select(template_tags.c.build_id)).scalars())
-
-        return await self._database.read(work)

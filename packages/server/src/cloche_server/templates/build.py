@@ -15,7 +15,14 @@ import msgspec
 from cloche_server import isolation_choice
 from cloche_server.templates import copying
 from cloche_server.templates import steps as words
-from cloche_server.templates.steps import BASE_STEP, FINAL_STEP, Context, Description, Step
+from cloche_server.templates.steps import (
+    BASE_STEP,
+    DEFAULT_READY,
+    FINAL_STEP,
+    Context,
+    Description,
+    Step,
+)
 from cloche_server.templates.workshop import Bench, Command, CopyIn, Finished, Setting, Workshop
 from cloche_wire.errors import ClocheError, Unauthenticated
 
@@ -24,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULT_IMAGE = "e2bdev/base"
-_DEFAULT_READY = "sleep 20"
 _MOST_LAYERS = 90
 """From there on all steps that are left share a sandbox, and so a layer: one root has no more than 100."""
 
@@ -264,7 +270,7 @@ class Builder:
             start, ready = base.start_cmd, base.ready_cmd
         if base is not None and start in base.needless:
             await self._log.write(f"Runs in every sandbox without a start command: {start}", FINAL_STEP)
-            start, ready = "", "" if ready == _DEFAULT_READY else ready
+            start, ready = "", "" if ready == DEFAULT_READY else ready
         target, context = self._target, state.context
         finished = Finished(
             target.template_id,
@@ -278,7 +284,7 @@ class Builder:
             context.workdir or _home_of(context.user),
             context.env,
             start,
-            ready or (_DEFAULT_READY if start else ""),
+            ready or (DEFAULT_READY if start else ""),
             self._isolation,
         )
         await self._log.write("Finalizing the template", FINAL_STEP)

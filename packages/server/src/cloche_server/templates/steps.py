@@ -23,10 +23,14 @@ BASE_STEP = "base"
 FINAL_STEP = "finalize"
 """What the phases before and after the numbered steps are called on the wire."""
 
+DEFAULT_READY = "sleep 20"
+"""The ready command of a start command that comes without one."""
+
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FILES_HASH = re.compile(r"[0-9a-f]{64}\Z")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,62})?\Z")
-_MODE = re.compile(r"[0-7]{3,4}\Z")
+MODE = re.compile(r"[0-7]{3,4}\Z")
+"""Of files, in octal."""
 
 
 class Step(msgspec.Struct, frozen=True, rename="camel"):
@@ -195,7 +199,7 @@ def _copy_problem(step: Step) -> str:
 def _ownership_problem(owner: str, mode: str) -> str:
     if owner and not _USER.match(owner):
         return f"not an owner: {owner[:80]!r}"
-    return f"not a mode: {mode[:20]!r}" if mode and not _MODE.match(mode) else ""
+    return f"not a mode: {mode[:20]!r}" if mode and not MODE.match(mode) else ""
 
 
 def key_of(before: str, *words: Any) -> str:  # noqa: ANN401 -- anything that JSON can hold

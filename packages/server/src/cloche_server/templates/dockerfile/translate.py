@@ -17,10 +17,8 @@ from typing import NamedTuple
 from cloche_server.templates.dockerfile.context import Context, Packed
 from cloche_server.templates.dockerfile.parser import Heredoc, Instruction, split_words
 from cloche_server.templates.dockerfile.problem import refuse
-from cloche_server.templates.steps import Description, Stage, Step, expand
+from cloche_server.templates.steps import DEFAULT_READY, MODE, Description, Stage, Step, expand
 
-DEFAULT_READY = "sleep 20"
-_MODE = re.compile(r"[0-7]{3,4}\Z")
 _NUMBER = re.compile(r"\d+\Z")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -268,7 +266,7 @@ class Translator:
             raise refuse(one.line, f"not supported: {one.name} --{min(unknown)}")
         owner = expand(one.flags.get("chown", ""), stage.known) or "0:0"
         mode = expand(one.flags.get("chmod", ""), stage.known)
-        if mode and not _MODE.match(mode):
+        if mode and not MODE.match(mode):
             raise refuse(one.line, f"not a mode in octal: {mode[:20]!r}")
         if "link" in one.flags and one.flags["link"] not in ("", "true", "false"):
             raise refuse(one.line, "--link is true or false")
