@@ -10,6 +10,7 @@ import httpx
 import pytest
 from tests.fakes.clock import FakeClock
 from tests.fakes.control_plane import assert_problem, client_of, create, make_key, write_template
+from tests.fakes.placement import FakePlacement
 from tests.fakes.workshop import FakeWorkshop
 from tests.support.openapi import load, misfits
 from tests.support.source import ROOT
@@ -130,6 +131,42 @@ async def test_a_rebuild_keeps_the_id_and_old_sandboxes_their_build(
     detail = (await builder.get("/templates/mine?limit=1")).json()
     assert (detail["buildCount"], detail["buildStatus"], detail["buildID"]) == (2, "ready", second[1])
     assert [shown["buildID"] for shown in detail["builds"]] == [second[1]]
+
+
+async def test_a_build_s_isolation_is_that_of_its_tag_and_of_no_other(
+    builder: httpx.AsyncClient, placement: FakePlacement
+) -> None:
+    """A rebuild that asks for another leaves what other tags lead to, and the template, as they are."""
+    await build(builder, "mine")
+    asked: dict[str, str] = {}
+    for tag, isolation in (("strong", "gvisor"), ("plain", "")):
+        ids = await request(builder, f"mine:{tag}")
+        await start(builder, ids, isolation=isolation)
+        assert (await ended(builder, ids))["status"] == "ready"
+    for reference in ("mine", "mine:strong", "mine:plain"):
+        await create(builder, templateID=reference)
+        asked[reference] = placement.created[-1].isolation
+    assert asked == {"mine": "fake", "mine:strong": "gvisor", "mine:plain": "fake"}
+    assert (await builder.get("/templates/mine")).json()["isolation"] == "fake"
+    tags = {"target": "mine:strong", "tags": ["default"]}
+    assert (await builder.post("/templates/tags", json=tags)).status_code == 201
+    await create(builder, templateID="mine")
+    assert placement.created[-1].isolation == "gvisor"
+    assert (await builder.get("/templates/mine")).json()["isolation"] == "gvisor"
+
+
+async def test_a_list_says_how_many_builds_each_template_has_and_which_is_the_newest(
+    builder: httpx.AsyncClient, clock: FakeClock
+) -> None:
+    """Each one's own, also where another has more."""
+    made: dict[str, str] = {}
+    for name, count in (("one", 1), ("many", 4)):
+        for number in range(count):
+            made[name] = (await build(builder, name, ["RUN", str(number)]))[1]
+            clock.advance(1)
+    shown = {one["names"][0]: one for one in (await builder.get("/templates")).json() if not one["isDefault"]}
+    counted = {name: (one["buildCount"], one["buildID"]) for name, one in shown.items()}
+    assert counted == {"one": (1, made["one"]), "many": (4, made["many"])}
 
 
 async def test_until_it_is_ready_the_old_build_is_used(

@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, insert, select, text
 
 from cloche_server.config import Config
-from cloche_server.store.schema import VERSION, events, metadata, sandboxes, teams
+from cloche_server.store.schema import VERSION, builds, events, metadata, sandboxes, teams
 from cloche_server.store.session import MIGRATIONS
 from cloche_server.store.store import Store
 from cloche_wire.errors import Unavailable
@@ -84,6 +84,26 @@ def test_a_database_of_the_version_before_is_brought_up_with_its_rows(store: Sto
     store.database.migrate()
     assert store.database.read_now(lambda c: c.execute(select(events.c.run)).scalar_one()) == 1
     assert store.database.read_now(count_teams) == 1
+
+
+def test_builds_of_before_have_the_isolation_of_their_template(store: Store) -> None:
+    def go_back(connection: Connection) -> None:
+        connection.execute(text("ALTER TABLE builds DROP COLUMN isolation"))
+        for statement in (
+            "INSERT INTO teams VALUES ('t', 't', '2026-01-01 00:00:00')",
+            "INSERT INTO templates (id, owner, build_id, name, aliases, cpu_count, memory_mib, disk_mib,"
+            " created_at, isolation, spawn_count)"
+            " VALUES ('x', 't', 'b', 'mine', '[]', 2, 512, 0, '2026-01-01 00:00:00', 'gvisor', 0)",
+            "INSERT INTO builds (id, template_id, team_id, state, tags, cpu_count, memory_mib, created_at,"
+            " updated_at, message) VALUES ('b', 'x', 't', 'ready', '[]', 2, 512, '2026-01-01 00:00:00',"
+            " '2026-01-01 00:00:00', '')",
+            "UPDATE alembic_version SET version_num = '0006'",
+        ):
+            connection.execute(text(statement))
+
+    store.database.write_now(go_back)
+    store.database.migrate()
+    assert store.database.read_now(lambda c: c.execute(select(builds.c.isolation)).scalar_one()) == "gvisor"
 
 
 def test_a_database_of_a_later_version_is_refused(config: Config, store: Store) -> None:

@@ -61,7 +61,7 @@ class TemplateRegistry:
         if build is None:
             raise TemplateNotFound(f"template '{reference[:128]}' not found: no build has the tag '{tag}'")
         size = {"cpu_count": build.cpu_count, "memory_mib": build.memory_mib}
-        return msgspec.structs.replace(template, build_id=build.id, **size)
+        return msgspec.structs.replace(template, build_id=build.id, isolation=build.isolation, **size)
 
     async def known(self, caller: Caller, reference: str) -> Template:
         """Return the template that an id or a name means, whatever its tag, and also before its first build.

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from cloche_server.ids import BuildId, TeamId, TemplateId
 from cloche_server.store.schema import build_logs, builds, template_names, template_tags, templates
@@ -34,6 +34,8 @@ class BuildRecord(msgspec.Struct, frozen=True):
     """Why it failed."""
     step: str | None = None
     """Where it failed: `base`, the number of a step, or `finalize`."""
+    isolation: str = ""
+    """What its sandboxes get at least, known once it is ready; empty: the server's."""
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -90,13 +92,29 @@ class Builds:
         return await self._select(builds.c.template_id == template, skip=skip, limit=limit)
 
     async def newest_of(self, ids: Iterable[str]) -> dict[str, tuple[int, BuildRecord]]:
-        """Return for each of these templates how many builds it has had, and the newest one."""
-        found = await self._select(builds.c.template_id.in_(list(ids)))
-        counted: dict[str, tuple[int, BuildRecord]] = {}
-        for build in reversed(found):
-            count = counted[build.template_id][0] if build.template_id in counted else 0
-            counted[build.template_id] = count + 1, build
-        return counted
+        """Return for each of these templates how many builds it has had, and the newest one.
+
+        One row for each, however many builds there are: clients list templates often.
+        """
+        template = builds.c.template_id
+        newest = (builds.c.created_at.desc(), builds.c.id.desc())
+        ranked = (
+            select(
+                builds,
+                func.count().over(partition_by=template).label("of_template"),
+                func.row_number().over(partition_by=template, order_by=newest).label("age"),
+            )
+            .where(template.in_(list(ids)))
+            .subquery()
+        )
+
+        def work(connection: Connection) -> dict[str, tuple[int, BuildRecord]]:
+            rows = connection.execute(select(ranked).where(ranked.c.age == 1)).mappings()
+            names = BuildRecord.__struct_fields__
+            found = [(row["of_template"], BuildRecord(**{name: row[name] for name in names})) for row in rows]
+            return {build.template_id: (count, build) for count, build in found}
+
+        return await self._database.read(work)
 
     async def begin(self, team: TeamId, build: BuildId, at: datetime) -> bool:
         """Waiting → building. False when it was begun before."""
@@ -121,17 +139,16 @@ class Builds:
     async def finish(self, record: BuildRecord, at: datetime, isolation: str = "") -> bool:
         """Building → ready, and its tags lead to it, all at once. False when it was not being built.
 
-        Its template asks for that isolation from here on; empty: for none.
+        Its sandboxes get that isolation at least; those of the template's other builds keep theirs.
         """
+        made = msgspec.structs.replace(record, isolation=isolation)
 
         def work(connection: Connection) -> bool:
             change = update(builds).where(_is(record.team_id, record.id), builds.c.state == "building")
-            values = {"state": "ready", "updated_at": at, "finished_at": at}
+            values = {"state": "ready", "updated_at": at, "finished_at": at, "isolation": isolation}
             if connection.execute(change.values(values)).rowcount != 1:
                 return False
-            own = and_(templates.c.id == record.template_id, templates.c.owner == record.team_id)
-            connection.execute(update(templates).where(own).values(isolation=isolation))
-            assign(connection, record, record.tags, at)
+            assign(connection, made, record.tags, at)
             return True
 
         return await self._database.write(work)
@@ -227,9 +244,10 @@ def assign(connection: Connection, build: BuildRecord, tags: Iterable[str], at: 
         row = {"template_id": build.template_id, "tag": tag, "build_id": build.id, "assigned_at": at}
         connection.execute(insert(template_tags).values(row))
         if tag == DEFAULT_TAG:
-            size = {"cpu_count": build.cpu_count, "memory_mib": build.memory_mib}
+            shown = {"build_id": build.id, "isolation": build.isolation}
+            shown |= {"cpu_count": build.cpu_count, "memory_mib": build.memory_mib}
             own = and_(templates.c.id == build.template_id, templates.c.owner == build.team_id)
-            connection.execute(update(templates).where(own).values(build_id=build.id, **size))
+            connection.execute(update(templates).where(own).values(shown))
 
 
 def _add_template(connection: Connection, record: BuildRecord, name: str) -> None:

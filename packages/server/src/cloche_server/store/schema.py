@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0006"
+VERSION = "0007"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -111,6 +111,8 @@ builds = Table(
     # Why it failed, and in which step.
     Column("message", Text, nullable=False),
     Column("step", Text),
+    # Empty: the server's. That of a template is its default build's.
+    Column("isolation", Text, nullable=False, server_default=""),
     Index("ix_builds_template", "template_id", "created_at"),
     Index("ix_builds_state", "state"),
 )

@@ -26,7 +26,7 @@ class Template(msgspec.Struct, frozen=True):
     disk_mib: int
     created_at: datetime
     isolation: str = ""
-    """The one it is for; empty: the server's."""
+    """What the sandboxes of that build get at least; empty: the server's."""
     spawn_count: int = 0
     last_spawned_at: datetime | None = None
     is_public: bool = False
