@@ -11,6 +11,7 @@
     bwrap_python   `bwrap --unshare-all` of the template's Python    beside create_warm
     runsc_true     `runsc run` of /bin/true, without a network       beside create_warm
     runsc_...      see `bare_runsc`
+    buildah_...    see `bare_buildah`
 
 Run in a mount namespace of its own (`cloche bench` sees to that), with the template's root as its
 argument. The root is bound read-only: a baseline must not change what
@@ -25,6 +26,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bare_buildah import BareBuildah
 from bare_runsc import BareRunsc
 from costs import Act, Costs, ms_of, serve
 
@@ -112,7 +114,10 @@ def main() -> None:
         rootfs = bind_read_only(sys.argv[1], folder)
         make_bundle(folder, rootfs)
         (folder / "runsc").mkdir()
-        serve(acts_of(programs(folder, rootfs)) | BareRunsc(folder / "runsc", rootfs).acts())
+        acts = acts_of(programs(folder, rootfs)) | BareRunsc(folder / "runsc", rootfs).acts()
+        # On a disk, as the server's state is.
+        with tempfile.TemporaryDirectory(prefix="cloche-bench-", dir="/var/tmp") as images:
+            serve(acts | BareBuildah(Path(images), rootfs).acts())
         subprocess.run(["umount", "-l", str(rootfs)], check=False, capture_output=True)
 
 

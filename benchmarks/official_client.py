@@ -13,6 +13,7 @@ from functools import cache
 import crowds
 import data_path
 import memory_states
+import templates
 import the_server
 from costs import Act, Costs, ms_of, serve, timed
 
@@ -165,6 +166,7 @@ ACTS: dict[str, Act] = {
     "exec_loop": exec_loop,
     **crowds.ACTS,
     **memory_states.ACTS,
+    **templates.ACTS,
 }
 
 

@@ -39,6 +39,7 @@ PROMISED = {
     *("stdout_mb_s", "pty_echo", "watch_event", "edge_overhead", "idle_rss"),
     *("burst, each create", "burst, p99/p50 of its creates"),
     *("density, server, each", "density, processor, all"),
+    *("template_build", "template_cached", "template_rebuild"),
 }
 
 
@@ -168,6 +169,14 @@ def test_one_act_may_give_several_figures_with_several_samples_each() -> None:
     time, other = _run([Measure("both", (Baseline("beside"),), shown)], 2)[0]
     assert (len(time.samples.costs), len(other.samples.costs)) == (2, 4)
     assert len(other.baselines[0].samples.costs) == 4
+
+
+def test_a_baseline_stands_beside_the_figures_that_it_has_or_failed_to_have() -> None:
+    shown = (Shown("time", MS), Shown("more", MS, "more"))
+    measure = Measure("act", (Baseline("beside"), Baseline("broken")), shown)
+    time, more = _run([measure], 1)[0]
+    assert [one.act for one in time.baselines] == ["beside", "broken"]
+    assert [one.act for one in more.baselines] == ["broken"]
 
 
 def test_failures_of_warm_ups_count_and_are_no_samples() -> None:

@@ -197,6 +197,16 @@ MEASURES = (
         every=ONCE,
     ),
     Measure("create_many", (Baseline("creates", Where.SERVER),), every=ONCE),
+    Measure(
+        "template_build",
+        (Baseline("buildah_bud", program="buildah"), Baseline("buildah_layers", program="buildah")),
+        (
+            Shown("template_build", MS),
+            Shown("template_rebuild", MS, "rebuild"),
+            Shown("template_cached", MS, "cached"),
+        ),
+        every=_RARELY,
+    ),
     Measure("pause", (_CHECKPOINT,), isolation=_KEEPS_MEMORY),
     Measure("resume", (Baseline("runsc_restore", program="runsc"),), isolation=_KEEPS_MEMORY),
     Measure("snapshot", (_CHECKPOINT,), isolation=_KEEPS_MEMORY),
@@ -213,6 +223,11 @@ class Samples(msgspec.Struct):
 
     costs: list[float] = []
     failures: list[str] = []
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was measured at all."""
+        return bool(self.costs or self.failures)
 
     def percentile(self, share: float) -> float:
         """The smallest sample that at least `share` of all do not exceed; NaN without samples."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from cloche_server.cli.bench_measures import ONCE, Baseline, Beside, Figure, Measure, Outcome, Where
+from cloche_server.cli.bench_measures import ONCE, Beside, Figure, Measure, Outcome, Where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,12 +90,13 @@ class _Acts:
                 shown.name,
                 shown.unit,
                 self._own[measure.name].samples(shown.cost),
-                [self._beside(measure, baseline, shown.cost) for baseline in measure.baselines],
+                [beside for beside in self._all_beside(measure, shown.cost) if beside.samples.is_there],
             )
             for measure in self._measures
             for shown in measure.figures
         ]
 
-    def _beside(self, measure: Measure, baseline: Baseline, cost: str) -> Beside:
-        samples = self._baselines[measure.name, baseline].samples(cost)
-        return Beside(baseline.act, baseline.where.value, samples)
+    def _all_beside(self, measure: Measure, cost: str) -> list[Beside]:
+        """One that has no such cost has neither samples of it nor failures."""
+        found = [(baseline, self._baselines[measure.name, baseline]) for baseline in measure.baselines]
+        return [Beside(one.act, one.where.value, outcome.samples(cost)) for one, outcome in found]

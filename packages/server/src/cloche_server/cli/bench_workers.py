@@ -119,6 +119,8 @@ class Workers:
             "CLOCHE_SUPERVISOR": str(server.supervisor.pid),
             "CLOCHE_SAMPLES": str(samples),
             "CLOCHE_CROWD": str(crowd),
+            "CLOCHE_COMMAND": msgspec.json.encode([sys.executable, "-m", "cloche_server.cli.main"]).decode(),
+            "CLOCHE_STATE_DIR": config.state,
         }
 
     def official(self) -> Worker:
