@@ -62,33 +62,48 @@ def started(sandbox: Sandbox) -> int:
 
 
 @pytest.mark.needs("runsc")
-def test_what_goes_on_from_the_image_of_a_template_begins_with_it(
+def test_the_first_sandbox_of_a_new_template_goes_on_from_an_image_that_has_it_ready(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """None is made ahead, and each of two has a program of its own.
+    """None is made ahead, and each of two has a program of its own; the image goes with the template.
 
     First of all: the server of the others makes sandboxes by itself, which would count as left behind.
     """
     with running(tmp_path_factory.mktemp("image") / "state", isolation="gvisor") as server:
         build(server, "serving", BODY)
-        connect_options(server, Sandbox.create, "serving").kill()
-        images = server.state / "images"
-        until(lambda: [*images.glob("warm-*[!w]")], within_s=100, what="an image")
+        assert len([*server.state.glob("images/warm-*[!w]")]) == 1
         for _ in range(2):
             check_begun(server)
+        until(lambda: not _listed(server), within_s=20, what="their ends")
+        assert server.request("DELETE", "/templates/serving").status_code == 204
+        assert [*server.state.glob("images/warm-*[!w]")] == []
+
+
+def _listed(server: Server) -> object:
+    return server.request("GET", "/v2/sandboxes").json()
+
+
+def test_one_made_on_demand_is_there_when_it_is_ready(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """None is made ahead here. Where the ready command tells nothing, the create does not wait."""
+    slow = f"mkfifo /srv/up; sleep 1.5; {START}"
+    with running(tmp_path_factory.mktemp("demand") / "state") as server:
+        build(server, "slow", BODY | {"startCmd": slow})
+        sandbox = connect_options(server, Sandbox.create, "slow", envs={"NAME": "creator"})
+        assert page(server, sandbox) == "creator\n"
+        sandbox.kill()
+        build(server, "sleeps", BODY | {"startCmd": slow, "readyCmd": "sleep 2"})
+        sandbox = connect_options(server, Sandbox.create, "sleeps")
+        assert sandbox.commands.run("test ! -e /srv/page && echo early").stdout == "early\n"
+        sandbox.kill()
 
 
 def test_one_made_ahead_begins_with_it_running_and_ready(server: Server) -> None:
-    """The first one is made on demand: it is started there, and comes up soon."""
-    first = connect_options(server, Sandbox.create, "serving", envs={"NAME": "creator"})
-    try:
-        assert started(first) == 1
-        until(lambda: first.commands.run(f"{READY} || true").stdout, within_s=20, what="the page")
-        assert first.commands.run("ps -o user= -p $(pgrep -f '^python3 -m http')").stdout == "user\n"
-        ids = until(server.ready, within_s=100, what="one made ahead")
-        check_begun(server, ids)
-    finally:
-        first.kill()
+    """The first one too, since it was made when the template was."""
+    ids = until(server.ready, within_s=100, what="one made ahead")
+    check_begun(server, ids)
+    sandbox = connect_options(server, Sandbox.create, "serving")
+    assert sandbox.commands.run("ps -o user= -p $(pgrep -f '^python3 -m http')").stdout == "user\n"
+    sandbox.kill()
 
 
 def check_begun(server: Server, ids: Collection[str] = ()) -> None:

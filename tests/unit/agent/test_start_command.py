@@ -23,7 +23,10 @@ def settings(folder: Path, start: str, ready: str = "", **more: object) -> str:
 
 
 def prepare(agent: PortAgent, folder: Path, start: str, ready: str = "") -> Any:
-    return agent.request("POST", "/prepare", settings(folder, start, ready, imports=[]))
+    """As the node does: the answer to its second request, once the first was taken."""
+    begun = agent.request("POST", "/prepare", settings(folder, start, ready, imports=[]))
+    assert begun.status == 204, begun.body
+    return agent.request("POST", "/ready")
 
 
 def init(agent: Agent, folder: Path, start: str, ready: str = "") -> None:
@@ -70,6 +73,16 @@ def test_a_cold_start_does_not_wait_for_it(tmp_path: Path) -> None:
         until(lambda: (tmp_path / "began").exists(), within_s=10, what="the start command")
         assert len(listed(agent)) == 1
         assert (tmp_path / "began").read_text().count("\n") == 1
+
+
+def test_who_has_a_sandbox_that_was_started_may_wait_for_it(tmp_path: Path) -> None:
+    """With its token, which nobody but the node brings to that path."""
+    with running_agent(tmp_path, initialise=False) as agent:
+        init(agent, tmp_path, f"sleep 0.3; touch {tmp_path}/up; exec sleep 60", f"test -e {tmp_path}/up")
+        assert agent.request("POST", "/ready", X_Access_Token="wrong").status == 401
+        assert not (tmp_path / "up").exists()
+        assert agent.request("POST", "/ready").status == 204
+        assert (tmp_path / "up").exists()
 
 
 def test_what_it_prints_is_kept_within_bounds_and_it_can_be_ended(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class RememberingDriver:
         self.starting: asyncio.Event = asyncio.Event()
         self.go_on: asyncio.Event = asyncio.Event()
         self.go_on.set()
+        self.is_ready: asyncio.Event = asyncio.Event()
+        self.is_ready.set()
         self.ended: dict[int, asyncio.Event] = {}
         self.able = Capabilities(name="remembering", shares_host_kernel=True)
         self.frozen: set[str] = set()
@@ -147,7 +149,9 @@ class RememberingDriver:
         return init
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST /ready "):
+            await self.is_ready.wait()
         if self.status:
             writer.write(b"HTTP/1.1 " + self.status + b"\r\n\r\n")
         writer.close()

@@ -195,6 +195,70 @@ async def test_none_is_made_while_a_create_is_under_way(node: Node) -> None:
         await kill.end_all(m, "killed")
 
 
+OTHER = "99999999-2222-4333-8444-555555555555"
+
+
+def starting(node: Node, build_id: str, ready: str) -> None:
+    """Have a template with a start command."""
+    folder = node.state / "templates" / build_id
+    folder.mkdir(exist_ok=True)
+    text = f'{{"rootfs": "rootfs", "start_cmd": "serve", "ready_cmd": "{ready}"}}'
+    (folder / "manifest.json").write_text(text)
+
+
+async def test_those_of_other_templates_are_made_while_one_waits_for_its_start_command(node: Node) -> None:
+    """As many as are wanted wait at once, and no more; they are ready once it is."""
+    starting(node, OTHER, "sleep 20")
+    node.driver.is_ready.clear()
+    async with node.machine() as m:
+        async with keeping(m):
+            m.demand.note(Need.of(request_for("b", build_id=OTHER)), m.clock.boot_s())
+            await until(lambda: sum(live.is_waiting for live in m.live.values()) == 2)
+            m.demand.note(Need.of(request_for("c", memory_mib=64)), m.clock.boot_s())
+            await until(lambda: len(ahead.ready(m)) == 4)
+            node.driver.is_ready.set()
+            await until(lambda: len(ahead.ready(m)) == 6)
+            await _looked(m)
+            assert len(m.live) == 6
+        await kill.end_all(m, "killed")
+    assert node.remains() == {}
+
+
+async def test_one_whose_start_command_fails_is_not_there_and_tried_again_later(node: Node) -> None:
+    starting(node, OTHER, "true")
+    node.driver.is_ready.clear()
+    need = Need.of(request_for("b", build_id=OTHER))
+    async with node.machine() as m:
+        async with keeping(m):
+            m.demand.note(need, m.clock.boot_s())
+            await until(lambda: sum(live.is_waiting for live in m.live.values()) == 2)
+            node.driver.status = b"503 It has failed"
+            node.driver.is_ready.set()
+            await until(lambda: len(m.live) == 2)
+            tried = len(node.driver.specs)
+            await _looked(m)
+            assert len(node.driver.specs) == tried
+        await kill.end_all(m, "killed")
+    assert node.remains() == {}
+
+
+@pytest.mark.parametrize(("ready", "waits"), [("curl x", True), ("sleep 20", False), ("", False)])
+async def test_a_create_on_demand_waits_for_a_ready_command_that_can_tell(
+    node: Node, ready: str, waits: bool
+) -> None:
+    starting(node, OTHER, ready)
+    node.driver.is_ready.clear()
+    async with node.machine() as m:
+        making = m.tasks.create_task(create.create(m, request_for("b", build_id=OTHER)))
+        await until(lambda: making.done() or any(live.is_waiting for live in m.live.values()))
+        assert making.done() is not waits
+        node.driver.status = b"503 It has failed"  # its creator can see why
+        node.driver.is_ready.set()
+        assert (await making).sandbox_id in m.live
+        await kill.end_all(m, "killed")
+    assert node.remains() == {}
+
+
 async def test_none_is_made_on_a_machine_short_of_memory(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "_has_memory", lambda *_: False)
     async with node.machine() as m, keeping(m, count=0):

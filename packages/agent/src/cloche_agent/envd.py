@@ -47,14 +47,8 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
         match request.path:
             case "/health":
                 return Response(204, [("cache-control", "no-store")])
-            case "/init" if request.method == "POST":
-                answer = await handle_init(sandbox, request)
-                start_command.begin()
-                return answer
-            case "/prepare" if request.method == "POST":
-                answer = await handle_prepare(sandbox, request)
-                await start_command.until_ready()
-                return answer
+            case "/init" | "/prepare" | "/ready" if request.method == "POST":
+                return await _begin(sandbox, start_command, request)
             case "/files":
                 return await transfer.files(request)
             case _:
@@ -72,6 +66,18 @@ def envd_handler(sandbox: Sandbox, reaper: Reaper, tasks: asyncio.TaskGroup) -> 
                 return await _serve_node(sandbox, reaper, request)
 
     return handle
+
+
+async def _begin(sandbox: Sandbox, start_command: StartCommand, request: Request) -> Response:
+    """What the node asks for at the beginning. `/ready` is answered when the start command is so far."""
+    if request.path == "/ready":
+        if sandbox.token is not None and not sandbox.authorized(request.headers.get("x-access-token")):
+            raise Unauthenticated("access token is missing or wrong")
+        await start_command.until_ready()
+        return Response(204)
+    answer = await (handle_init if request.path == "/init" else handle_prepare)(sandbox, request)
+    start_command.begin()
+    return answer
 
 
 async def _serve_node(sandbox: Sandbox, reaper: Reaper, request: Request) -> Response:

@@ -205,7 +205,8 @@ async def handle_init(sandbox: Sandbox, request: Request) -> Response:
 async def handle_prepare(sandbox: Sandbox, request: Request) -> Response:
     """Serve `POST /prepare`, for the node alone: start Python before the sandbox is anybody's.
 
-    The answer comes when it is ready, or cannot be, which the first run of code will tell. `restored` and the
+    The answer comes when it is ready, or cannot be, which the first run of code will tell; `/ready` tells of
+    the start command, which this begins. `restored` and the
     fields of `host_identity` mean what they do in `/init`, which then need not say them again.
 
     Raises:

@@ -21,6 +21,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._+-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z"
 _CONTROL_PATHS = {
     b"/init",
     b"/prepare",
+    b"/ready",
     b"/quiesce",
     b"/forward",
     b"/logs",

@@ -37,6 +37,8 @@ class AgentInit(msgspec.Struct, frozen=True, rename="camel"):
     """Files below /etc that are this sandbox's own, by name; those that are missing stay as they are."""
     start_cmd: str = ""
     """What the template has run in each of its sandboxes: started now, unless it was."""
+    ready_cmd: str = ""
+    """Succeeds once that is so far."""
     restored: bool = False
     """It was on disk: what copies of it must not have in common is made anew, before the answer."""
 
@@ -51,8 +53,9 @@ class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
     default_user: str
     default_workdir: str
     start_cmd: str = ""
-    """Run until `ready_cmd` succeeds, before the answer."""
+    """Started before the answer; see `until_ready`."""
     ready_cmd: str = ""
+    """Succeeds once that is so far."""
     hostname: str = ""
     etc_files: dict[str, str] = {}
     restored: bool = False
@@ -62,12 +65,29 @@ class AgentPreparation(msgspec.Struct, frozen=True, rename="camel"):
 async def prepare(address: str, body: AgentPreparation, *, timeout_s: float) -> None:
     """Have an agent that is nobody's yet start its interpreter and its start command.
 
-    Returns when the first is ready, or cannot be, and the second is.
+    Returns when the first is ready, or cannot be, and the second runs.
 
     Raises:
         Internal: It answered with another status than 204, with something else than HTTP, or not in time.
     """
     await _tell(address, "/prepare", body, "", timeout_s)
+
+
+async def until_ready(address: str, access_token: str, *, timeout_s: float) -> None:
+    """Wait until the start command of a sandbox is ready; at once where it has none, or was ready before.
+
+    Args:
+        address: Where its agent answers.
+        access_token: Empty for one that is nobody's.
+        timeout_s: For all of it.
+
+    Raises:
+        Internal: The start command failed, it was not ready in time, or the agent does not answer.
+    """
+    request = _Request("POST", "/ready", [("x-access-token", access_token)] if access_token else [])
+    answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
+    if answer.status != 204:
+        raise Internal(f"the start command is not ready: status {answer.status} of the agent")
 
 
 async def initialize(address: str, body: AgentInit, *, known_token: str = "", timeout_s: float) -> None:

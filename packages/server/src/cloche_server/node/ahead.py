@@ -2,7 +2,7 @@
 
 One is used once, by whoever takes it with its id (`create.create`), and never given back. Until then it has
 no token, so that its agent refuses everything, no route, and no network. Making them is work for quiet
-moments: one at a time, and none while a create is under way.
+moments: one at a time, and none while a create is under way. Waiting for a start command is no work.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,15 +46,32 @@ class _Pause(NamedTuple):
 
 
 class _Pauses:
-    """What is not tried at this time, because it has failed."""
+    """What is not tried at this time: because it has failed, or is under way."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._pauses: dict[object, _Pause] = {}
+        self._under_way: set[object] = set()
 
     def __contains__(self, what: object) -> bool:
         pause = self._pauses.get(what)
-        return pause is not None and self._machine.clock.boot_s() < pause.until_boot_s
+        is_early = pause is not None and self._machine.clock.boot_s() < pause.until_boot_s
+        return is_early or what in self._under_way
+
+    async def follow(self, what: object, making: Awaitable[bool], *, alone: bool) -> bool:
+        """Make it, and note whether it was made; with `alone` nothing else does so meanwhile.
+
+        Noted in one step with the end of its sandbox, which wakes the keeper: it would try again at once.
+        """
+        is_made = False
+        if alone:
+            self._under_way.add(what)
+        try:
+            is_made = await making
+        finally:
+            self._under_way.discard(what)
+            self.note(what, is_over=is_made)
+        return is_made
 
     def note(self, what: object, *, is_over: bool) -> None:
         """It was tried: with success, or a pause begins, longer than the last."""
@@ -76,11 +94,8 @@ async def run(machine: Machine) -> None:
             await _open_family(machine, need, pauses)
             await _make_image(machine, need, pauses)
         need = _missing(machine, wanted, pauses)
-        if need is not None:
-            is_made = await _make(machine, need)
-            pauses.note(need, is_over=is_made)
-            if is_made:
-                continue
+        if need is not None and await _make(machine, need, pauses):
+            continue
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_AGAIN_S):
                 await demand.changed.wait()
@@ -109,13 +124,24 @@ def _missing(machine: Machine, wanted: dict[Need, int], pauses: _Pauses) -> Need
     alive = machine.live.values()
     if len(alive) >= machine.config.limits.max_sandboxes:
         return None  # what is left of the slots is for those who ask
-    if machine.draining or any(live.record.state == "creating" for live in alive):
+    if machine.draining or any(live.record.state == "creating" and not live.is_waiting for live in alive):
         return None  # woken when that create is over
-    there = Counter(Need.of(live.record.request) for live in alive if live.record.state == "ready")
+    there = Counter(Need.of(live.record.request) for live in alive if _is_nobodys(live))
     missing = [need for need, count in wanted.items() if there[need] < count and need not in pauses]
+    missing = [need for need in missing if _image_for(need) not in pauses]
     if not missing or not _has_memory(missing[0], machine.config.ahead.memory_reserve_pct):
         return None
     return missing[0]
+
+
+def _is_nobodys(live: Live) -> bool:
+    """Whether it is ready, or will be without further work."""
+    return live.record.state == "ready" or (live.is_waiting and not live.record.request.access_token)
+
+
+def _image_for(need: Need) -> object:
+    """What the image of its template is called among pauses."""
+    return warm_images.PREFIX, need.build_id, need.isolation
 
 
 def _has_memory(need: Need, reserve_pct: int) -> bool:
@@ -144,7 +170,7 @@ async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
 
 async def _make_image(machine: Machine, need: Need, pauses: _Pauses) -> None:
     """Make what sandboxes of a template go on from, once: it is nobody's, whoever needs it first."""
-    what = warm_images.PREFIX, need.build_id, need.isolation
+    what = _image_for(need)
     if machine.draining or what in pauses:
         return
     try:
@@ -152,17 +178,31 @@ async def _make_image(machine: Machine, need: Need, pauses: _Pauses) -> None:
             return
     except TemplateNotFound:
         return
-    pauses.note(what, is_over=await warming.make(machine, need))
+    only_waits = asyncio.Event()
+    making = warming.make(machine, need, only_waits.set)
+    task = machine.tasks.create_task(pauses.follow(what, making, alone=True))
+    await _until_idle(task, only_waits)
 
 
-async def _make(machine: Machine, need: Need) -> bool:
-    """Make one; whether it is ready. A task of its own, since whoever ends the sandbox cancels its maker."""
-    task = machine.tasks.create_task(_make_one(machine, need))
-    await asyncio.wait({task})
-    return not task.cancelled() and task.result()
+async def _make(machine: Machine, need: Need, pauses: _Pauses) -> bool:
+    """Make one; whether it is ready, or will be without further work.
+
+    A task of its own, since whoever ends the sandbox cancels its maker.
+    """
+    only_waits = asyncio.Event()
+    making = _make_one(machine, need, only_waits.set)
+    task = machine.tasks.create_task(pauses.follow(need, making, alone=False))
+    await _until_idle(task, only_waits)
+    return not task.done() or (not task.cancelled() and task.exception() is None and task.result())
 
 
-async def _make_one(machine: Machine, need: Need) -> bool:
+async def _until_idle(task: asyncio.Task[bool], only_waits: asyncio.Event) -> None:
+    """Return when the task has ended, or does nothing any more but wait for a start command."""
+    task.add_done_callback(lambda _: only_waits.set())
+    await only_waits.wait()
+
+
+async def _make_one(machine: Machine, need: Need, only_waits: Callable[[], None]) -> bool:
     if machine.draining:
         return False  # since the keeper looked
     request = need.nobodys()
@@ -173,6 +213,8 @@ async def _make_one(machine: Machine, need: Need) -> bool:
         async with create.making(machine, live):
             await assemble.assemble(machine, live, origin)
             await assemble.warm_up(machine, live, origin)
+            only_waits()
+            await assemble.until_ready(machine, live, origin)
             machine.move(live, "made_ahead")
     except (ClocheError, OSError) as error:
         log.warning("sandbox.not_made_ahead", build_id=need.build_id, error=str(error))

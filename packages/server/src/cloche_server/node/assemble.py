@@ -123,9 +123,9 @@ async def warm_up(machine: Machine, live: Live, origin: Origin) -> None:
     """Have an agent that is nobody's yet run what its template starts with, and import what that names.
 
     Raises:
-        Internal: It refuses, or takes too long: the start command too may have failed.
+        Internal: It refuses, or takes too long.
     """
-    template, timeout_s = origin.template, machine.config.limits.start_timeout_s
+    template = origin.template
     hostname, etc_files = _names(machine, live, origin)
     await agent_link.prepare(
         machine.agent_address(live.record),
@@ -140,8 +140,27 @@ async def warm_up(machine: Machine, live: Live, origin: Origin) -> None:
             etc_files,
             origin.image is not None,
         ),
-        timeout_s=timeout_s + (START_COMMAND_TIMEOUT_S if template.start_cmd else 0),
+        timeout_s=machine.config.limits.start_timeout_s,
     )
+
+
+async def until_ready(
+    machine: Machine, live: Live, origin: Origin, *, timeout_s: float = START_COMMAND_TIMEOUT_S
+) -> None:
+    """Wait until the start command is ready, where the template has one; others are made meanwhile.
+
+    Raises:
+        Internal: It has failed, or was not ready in time.
+    """
+    if not origin.template.start_cmd:
+        return
+    token = live.record.request.access_token
+    live.is_waiting = True
+    machine.demand.changed.set()
+    try:
+        await agent_link.until_ready(machine.agent_address(live.record), token, timeout_s=timeout_s)
+    finally:
+        live.is_waiting = False
 
 
 async def introduce(machine: Machine, live: Live, origin: Origin, *, is_warm: bool = False) -> None:
@@ -165,6 +184,7 @@ async def introduce(machine: Machine, live: Live, origin: Origin, *, is_warm: bo
             hostname=hostname,
             etc_files=etc_files,
             start_cmd=template.start_cmd,
+            ready_cmd=template.ready_cmd,
             restored=origin.image is not None and not is_warm,
         ),
         known_token=origin.known_token,

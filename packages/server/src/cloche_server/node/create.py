@@ -41,6 +41,8 @@ from cloche_wire.errors import (
     UnsupportedOption,
 )
 
+READY_WAIT_S = 20.0
+"""For a start command: clients wait for a create for 60 s."""
 _IN_USE = ("creating", "running", "pausing", "resuming")
 
 log = structlog.get_logger()
@@ -77,6 +79,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         if live.record.init is None:
             await assemble.assemble(machine, live, origin)
             await assemble.introduce(machine, live, origin)
+            await _until_ready(machine, live, origin)
         else:
             await _hand_over(machine, live, origin)
         machine.move(live, "started")
@@ -109,6 +112,20 @@ async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
     if request.volume_mounts:
         raise UnsupportedOption("volumeMounts of a sandbox that is made of a snapshot are not supported")
     return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id), request.isolation)
+
+
+async def _until_ready(machine: Machine, live: Live, origin: Origin) -> None:
+    """Wait for the start command of a sandbox that was started; one that goes on from an image has it ready.
+
+    It has failed, or takes longer: the sandbox is one all the same, in which its creator may see why.
+    """
+    if origin.image is not None or not origin.template.tells_when_ready:
+        return
+    try:
+        await assemble.until_ready(machine, live, origin, timeout_s=READY_WAIT_S)
+    except Internal as error:
+        request = live.record.request
+        log.warning("sandbox.not_ready", sandbox_id=request.sandbox_id, reason=error.message)
 
 
 async def _hand_over(machine: Machine, live: Live, origin: Origin) -> None:

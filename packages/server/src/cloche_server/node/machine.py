@@ -57,6 +57,8 @@ class Live:
     """The task that makes it, as long as a step of that may still leave something behind."""
     policy_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while its policy is changed, and when it is taken away."""
+    is_waiting: bool = False
+    """Whether nothing is done to make it any more but to wait for its start command."""
     built: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when no step of its making is under way any more."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)

@@ -12,17 +12,20 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import msgspec
 import structlog
 
+from cloche_server import isolation_choice
 from cloche_server.config import API_UID
 from cloche_server.ids import new_sandbox_id
 from cloche_server.link import Event
-from cloche_server.node import builds, kill, threads
+from cloche_server.node import builds, kill, threads, warm_images, warming
 from cloche_server.node.assemble import Origin
 from cloche_server.node.build_messages import BuildExited, BuildLine, PublishBuild, RemoveBuild
 from cloche_server.node.build_programs import Program
+from cloche_server.node.demand import Need
 from cloche_server.node.durability import sync
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox
@@ -33,6 +36,10 @@ READY_AGAIN_S = 2.0
 """Between two tries of a ready command, as E2B's own builder has it."""
 _BUILD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _OUTPUT_BYTES = 64 << 20
+_WITHOUT_IMAGE = (
+    "Sandboxes run the start command themselves: no image of one that is ready could be made. "
+    "It has to be ready within 60 s, and without a network."
+)
 _LOGIN_SHELL = 'if command -v bash >/dev/null; then exec bash -l -c "$1"; else exec sh -l -c "$1"; fi'
 
 log = structlog.get_logger()
@@ -59,22 +66,62 @@ async def publish(machine: Machine, request: PublishBuild) -> AsyncGenerator[Eve
     """
     described = _read(machine, request.manifest)
     said: asyncio.Queue[Event | None] = asyncio.Queue(1024)
+    need = _need(machine, request, described)
+    image = _begin_image(machine, need, described)
     trial = machine.tasks.create_task(_failure(machine, request, described, said))
+    is_published = False
     try:
         while (event := await said.get()) is not None:
             yield event
         if (failure := await trial) is not None:
             raise failure
-    finally:
-        trial.cancel()
-        await asyncio.wait({trial})
-    try:
+        if image is not None and not await image:
+            yield Event("line", BuildLine("stderr", _WITHOUT_IMAGE))
         await threads.in_thread(
             write, machine.config.templates_dir, described.build_id, bytes(request.manifest)
         )
+        is_published = True
     except OSError as error:
         raise NotEnoughSpace(f"cannot publish the build: {error.strerror}") from error
+    finally:
+        await _end(trial, image)
+        if not is_published:
+            warm_images.remove_of(machine, described.build_id)
+    # Somebody will ask for it soon: what makes its sandboxes fast is made from now on.
+    machine.demand.note(need, machine.clock.boot_s())
     log.info("build.published", build_id=described.build_id, layers=len(described.layers))
+
+
+def _need(machine: Machine, request: PublishBuild, described: _Described) -> Need:
+    """What sandboxes of the build are asked for as.
+
+    Raises:
+        PermissionDenied: Their isolation is weaker than the operator permits.
+        UnsupportedOption: This node lacks it.
+    """
+    default, allowed = machine.drivers.default, machine.config.allow_isolation
+    isolation = isolation_choice.settle("", described.isolation, default, allowed)
+    machine.drivers.ready(isolation)
+    size = (described.cpu_count, described.memory_mib)
+    return Need(request.team_id, described.build_id, *size, isolation)
+
+
+def _begin_image(machine: Machine, need: Need, described: _Described) -> asyncio.Task[bool] | None:
+    """Have the image of a build with a start command made beside its trial, so that its first sandbox has it.
+
+    Without one, an image saves a second or two, which whoever publishes would wait for: it is made later.
+    """
+    if not described.start_cmd or not machine.drivers.of(need.isolation).capabilities().memory_snapshot:
+        return None
+    origin = Origin(described, machine.layers.folders(described.layers), machine.tree.path)
+    return machine.tasks.create_task(warming.make(machine, need, lambda: None, origin))
+
+
+async def _end(*tasks: asyncio.Task[Any] | None) -> None:
+    begun = {task for task in tasks if task is not None}
+    for task in begun:
+        task.cancel()
+    await asyncio.wait(begun)
 
 
 async def unpublish(machine: Machine, request: RemoveBuild) -> None:
@@ -94,6 +141,7 @@ async def unpublish(machine: Machine, request: RemoveBuild) -> None:
     folder.rename(hidden)
     (hidden / MANIFEST).unlink()
     hidden.rmdir()
+    warm_images.remove_of(machine, request.build_id)
 
 
 def _read(machine: Machine, manifest: msgspec.Raw) -> _Described:

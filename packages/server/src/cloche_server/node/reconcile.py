@@ -134,12 +134,13 @@ def _open_network(record: Record) -> int | None:
 
 
 def _remove_old_images(machine: Machine) -> int:
-    """Those of sandboxes that have gone on since, or are gone."""
+    """Those of sandboxes that have gone on since, or are gone, and of builds that are."""
     kept = {record.image for record in machine.paused.values()}
     old = [
         name
         for name in machine.images.names() - kept
         if not name.startswith((warm_images.PREFIX, snapshots.PREFIX))
+        or warm_images.is_of_none(machine, name)
     ]
     for name in old:
         machine.images.remove(name)

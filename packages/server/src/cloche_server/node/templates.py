@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from cloche_wire.errors import TemplateNotFound
 
 MANIFEST = "manifest.json"
+_SLEEPS = re.compile(r"\s*sleep\s+[\d.]+[smh]?\s*\Z")
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -29,6 +31,11 @@ class Template(msgspec.Struct, frozen=True):
     """Succeeds once that is so far."""
     warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
     """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
+
+    @property
+    def tells_when_ready(self) -> bool:
+        """Whether its ready command looks at anything: one that only sleeps gives the start command time."""
+        return bool(self.start_cmd and self.ready_cmd and not _SLEEPS.match(self.ready_cmd))
 
 
 class Templates:

@@ -12,6 +12,7 @@ import structlog
 from cloche_server.node import assemble
 from cloche_server.node.assemble import Origin
 from cloche_server.node.machine import Machine
+from cloche_server.node.templates import Template
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
 PREFIX = "warm-"
@@ -27,10 +28,28 @@ def name_of(machine: Machine, build_id: str, isolation: str) -> str:
     Raises:
         TemplateNotFound: No finished build of that id lies here.
     """
-    template = machine.templates.read(build_id)
+    return name_for(machine, build_id, machine.templates.read(build_id), isolation)
+
+
+def name_for(machine: Machine, build_id: str, template: Template, isolation: str) -> str:
+    """The same for a build that may not be finished yet, of this template."""
     image_format = machine.drivers.of(isolation).capabilities().image_format
     runs_on = machine.tree.path.name, image_format, *template.warm, template.start_cmd, template.ready_cmd
     return f"{PREFIX}{build_id}-{hashlib.sha256(repr(runs_on).encode()).hexdigest()[:16]}"
+
+
+def remove_of(machine: Machine, build_id: str) -> None:
+    """Remove the images of a build. Idempotent."""
+    for name in machine.images.names():
+        if name.startswith(f"{PREFIX}{build_id}-"):
+            machine.images.remove(name)
+
+
+def is_of_none(machine: Machine, name: str) -> bool:
+    """Whether an image is one of a build that is not there any more."""
+    return name.startswith(PREFIX) and not any(
+        name.startswith(f"{PREFIX}{build_id}-") for build_id in machine.templates.finished()
+    )
 
 
 async def origin(machine: Machine, build_id: str, isolation: str) -> Origin:
