@@ -14,7 +14,8 @@ from typing import NamedTuple
 MAX_DEPTH = 64
 """Folders deeper than this are not counted: each level holds a descriptor of ours."""
 _BLOCK_BYTES = 512
-_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""Never through a link."""
 
 
 class LayerSize(NamedTuple):
@@ -33,7 +34,7 @@ def measure(folder: Path, *, max_entries: int) -> LayerSize:
     stack: list[tuple[int, list[str]]] = []
     try:
         with suppress(OSError):
-            stack.append((os.open(folder, _FLAGS), ["."]))
+            stack.append((os.open(folder, OPEN_FOLDER), ["."]))
         while stack:
             descriptor, names = stack[-1]
             if not names:
@@ -47,7 +48,7 @@ def measure(folder: Path, *, max_entries: int) -> LayerSize:
             # SAFETY: every step goes from an open folder to one name in it, and no link is followed: whatever
             # the tenant puts into the place of a folder meanwhile, nothing outside is looked at.
             with suppress(OSError):
-                child = os.open(name, _FLAGS, dir_fd=descriptor)
+                child = os.open(name, OPEN_FOLDER, dir_fd=descriptor)
                 stack.append((child, []))
                 found, folders, is_cut = _read(child, max_entries - entries)
                 size_bytes += found.size_bytes
