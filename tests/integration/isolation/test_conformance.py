@@ -8,6 +8,7 @@ from tests.support.waiting import until
 
 from cloche_server.isolation import identity
 from cloche_server.isolation.base import Usage
+from cloche_server.isolation.overlay import UPPER
 from cloche_wire.errors import Internal
 
 pytestmark = pytest.mark.anyio
@@ -221,3 +222,18 @@ async def test_another_driver_has_a_frozen_sandbox_go_on(workshop: Workshop) -> 
     for _ in range(2):
         await workshop.make_driver().thaw(sandbox.spec.sandbox_id, sandbox.spec.folder)
     assert sandbox.run("result = 1") == 1
+
+
+async def test_what_is_written_is_a_layer_of_others_where_the_driver_says_so(workshop: Workshop) -> None:
+    """Nothing has to be asked of a sandbox that stands still to have its files."""
+    if not workshop.driver.capabilities().writes_layers:
+        pytest.skip("it keeps them elsewhere")
+    sandbox = await workshop.start()
+    sandbox.run("os.mkdir('/made'); open('/made/file', 'w').write('text'); os.chown('/made/file', 7, 8)")
+    await workshop.driver.freeze(sandbox.spec.sandbox_id, sandbox.spec.folder)
+    written = sandbox.spec.folder / UPPER
+    status = (written / "made" / "file").stat()
+    assert ((written / "made" / "file").read_text(), status.st_uid, status.st_gid) == ("text", 7, 8)
+    await workshop.driver.destroy(sandbox.spec.sandbox_id, sandbox.spec.folder, sandbox.init)
+    other = await workshop.start(layers=(written, *sandbox.spec.layers))
+    assert other.run("result = open('/made/file').read()") == "text"

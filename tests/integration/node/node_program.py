@@ -23,6 +23,7 @@ from cloche_server.isolation.gvisor.driver import GvisorDriver
 from cloche_server.node import agent_link, assemble, service
 from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
+from cloche_server.node.layers import Layers
 from cloche_server.node.machine import Trash
 from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
@@ -38,7 +39,10 @@ STEPS: dict[str, tuple[Any, str]] = {
     "layer": (driver, "_write_layer"),
     "start": (ContainerDriver, "start"),
     "initialize": (agent_link, "initialize"),
+    "freeze": (ContainerDriver, "freeze"),
+    "thaw": (ContainerDriver, "thaw"),
     "destroy": (ContainerDriver, "destroy"),
+    "layers.commit": (Layers, "commit"),
     "gvisor.start": (GvisorDriver, "start"),
     "gvisor.freeze": (GvisorDriver, "freeze"),
     "gvisor.save": (GvisorDriver, "save"),

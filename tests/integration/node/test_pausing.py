@@ -1,19 +1,14 @@
 """Sandboxes with kernels of their own, paused, resumed and copied: what ran goes on, whatever is killed."""
 
 import asyncio
-import json
-import os
 import shutil
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.integration.node.conftest import NEEDS_A_NODE, NEEDS_GVISOR, NodeProcess
+from tests.integration.node.interpreting import flip, images, started
 from tests.support import block
 
-from cloche_server import link
-from cloche_server.ids import new_access_token
 from cloche_server.isolation import syscalls
 from cloche_server.node import messages
 from cloche_wire.errors import NotEnoughSpace, SnapshotNotFound, SnapshotUnusable, Unavailable
@@ -38,46 +33,6 @@ def count():
         time.sleep(0.001)
 threading.Thread(target=count, daemon=True).start()
 """
-
-
-class Inside:
-    """One sandbox, and its interpreter spoken to as the edge does."""
-
-    def __init__(self, node: NodeProcess, sandbox_id: str, token: str) -> None:
-        self.node = node
-        self.sandbox_id = sandbox_id
-        self.token = token
-
-    async def run(self, code: str) -> str:
-        """What the code prints."""
-        routes = await anext(link.subscribe(self.node.config.edge_socket, "routes", list[messages.Route]))
-        (route,) = [found for found in routes if found.sandbox_id == self.sandbox_id]  # type: ignore[union-attr]
-        host, _, port = route.interpreter_address.rpartition(":")  # type: ignore[union-attr]
-        reader, writer = await asyncio.open_connection(host, int(port))
-        body = json.dumps({"code": code}).encode()
-        head = f"POST /execute HTTP/1.1\r\nHost: a\r\nX-Access-Token: {self.token}\r\nConnection: close\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        answer = (await reader.read()).decode()
-        writer.close()
-        lines = [json.loads(line) for line in answer.splitlines() if line.startswith("{")]
-        assert not [line for line in lines if line["type"] == "error"], answer
-        return "".join(line["text"] for line in lines if line["type"] == "stdout").strip()
-
-    async def pause(self) -> None:
-        await self.node.call("pause", messages.PauseSandbox(self.sandbox_id))
-
-    async def resume(self) -> None:
-        await self.node.call("resume", messages.ResumeSandbox(self.sandbox_id, 600), messages.SandboxState)
-
-    async def state(self) -> str:
-        states = await self.node.call("list", {}, list[messages.SandboxState])
-        return {found.sandbox_id: found.state for found in states}[self.sandbox_id]
-
-
-async def started(node: NodeProcess, **changes: Any) -> Inside:
-    token = new_access_token()
-    sandbox_id = await node.create(access_token=token, memory_mib=512, **changes)
-    return Inside(node, sandbox_id, token)
 
 
 async def test_what_ran_goes_on_after_a_pause_and_a_restart_of_the_node(gvisor_node: NodeProcess) -> None:
@@ -138,7 +93,7 @@ async def test_pause_that_the_node_did_not_live_to_finish_leaves_it_running_or_p
         now = int(await inside.run("print(n)"))
         assert now > before, point
         before = now
-        assert _images(gvisor_node) == set(), point
+        assert images(gvisor_node) == set(), point
 
 
 async def test_resumption_that_the_node_did_not_live_to_finish_leaves_it_paused_or_running(
@@ -177,7 +132,7 @@ async def test_full_disk_leaves_the_sandbox_running(gvisor_node: NodeProcess) ->
             await inside.pause()
         assert await inside.state() == "running"
         assert await inside.run("print(x)") == "41"
-        assert _images(gvisor_node) == set()
+        assert images(gvisor_node) == set()
     finally:
         gvisor_node.kill()
         syscalls.unmount(str(folder))
@@ -192,13 +147,13 @@ async def test_damaged_image_is_refused_and_a_mended_one_resumes(gvisor_node: No
     inside = await started(gvisor_node)
     await inside.run("x = 41")
     await inside.pause()
-    (name,) = _images(gvisor_node)
+    (name,) = images(gvisor_node)
     path = gvisor_node.state / "images" / name / "pages.img"
-    _flip(path)
+    flip(path)
     with pytest.raises(SnapshotUnusable, match=name):
         await inside.resume()
     block.await_nothing(block.number_of(gvisor_node.state))
-    _flip(path)
+    flip(path)
     await inside.resume()
     assert await inside.run("print(x)") == "41"
 
@@ -244,24 +199,9 @@ async def test_hundred_pauses_leave_nothing_and_grow_nothing(gvisor_node: NodePr
     sizes: list[int] = []
     for number in range(100):
         await inside.pause()
-        (name,) = _images(gvisor_node)
+        (name,) = images(gvisor_node)
         sizes.append((gvisor_node.state / "images" / name / "pages.img").stat().st_size)
         await inside.resume()
         assert await inside.run("x += 1; print(x)") == str(number + 1)
     assert sizes[-1] < 1.2 * sizes[4]
-    assert _images(gvisor_node) == set()
-
-
-def _flip(path: Path) -> None:
-    """Change one bit in the middle, or change it back."""
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
-
-
-def _images(node: NodeProcess) -> set[str]:
-    """What is kept of sandboxes, without what is made for a template or is on its way out."""
-    folder: Path = node.state / "images"
-    return {path.name for path in folder.iterdir() if not path.name.startswith(("warm-", "snapshot-"))}
+    assert images(gvisor_node) == set()

@@ -17,12 +17,12 @@ import pytest
 
 from cloche_server.config import Ahead, Config
 from cloche_server.config import Volumes as VolumeSettings
+from cloche_server.isolation import overlay
 from cloche_server.isolation.base import Capabilities, ProcessIdentity, Program, SandboxSpec, Usage
 from cloche_server.node import assemble
 from cloche_server.node.demand import Demand
 from cloche_server.node.drivers import Drivers
 from cloche_server.node.families import Families
-from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
 from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.messages import CreateSandbox, EgressPolicy
@@ -137,6 +137,8 @@ class RememberingDriver:
 
     async def start(self, spec: SandboxSpec) -> ProcessIdentity:
         self.specs.append(spec)
+        if self.able.writes_layers:
+            overlay.make_writable(spec.folder)
         self.starting.set()
         await self.go_on.wait()
         if self.failures:
@@ -228,7 +230,6 @@ class Node:
                     tree=RuntimeTree(self.state / "runtime" / "tree"),
                     tasks=tasks,
                     trash=trash,
-                    images=Images(self.state / "images", trash.put),
                     boot_id="boot",
                     volumes=Volumes(self.state / "volumes", VolumeSettings(quota="none"), None),
                     demand=Demand(Ahead()),
@@ -259,6 +260,7 @@ class Node:
             "sockets": {path.name for path in self.state.glob("run/agents/*")},
             "records": sorted(path.name.partition(".")[0] for path in self.state.glob("node/journal/*")),
             "images": {path.name for path in self.state.glob("images/*")},
+            "layers": {path.name for path in self.state.glob("layers/*")},
         }
         return {kind: names for kind, names in found.items() if names}
 

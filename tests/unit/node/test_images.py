@@ -3,13 +3,16 @@
 import asyncio
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.unit.node.conftest import BUILD_ID
 
 from cloche_server.node import images as images_module
-from cloche_server.node.images import FileSum, Images, Manifest
+from cloche_server.node.images import FILES, FileSum, Images, KeptLayer, Manifest
+from cloche_server.node.layers import KEPT_PREFIX, Layer, Layers
+from cloche_server.node.templates import Templates
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
 pytestmark = pytest.mark.anyio
@@ -19,15 +22,17 @@ MANIFEST = Manifest(FORMAT, BUILD_ID, "tree", "token")
 
 def discard(path: Path) -> None:
     """At once, as the trash does in time."""
-    if path.is_dir():
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Images:
-    return Images(tmp_path / "images", discard)
+def layers(tmp_path: Path) -> Layers:
+    return Layers(tmp_path / "layers", Templates(tmp_path / "templates"), discard)
+
+
+@pytest.fixture
+def images(tmp_path: Path, layers: Layers) -> Images:
+    return Images(tmp_path / "images", discard, layers)
 
 
 async def made(images: Images, name: str = "a-1") -> Path:
@@ -145,7 +150,7 @@ async def test_those_who_ask_at_the_same_time_have_it_read_once(
 
 
 async def test_what_is_kept_for_now_is_neither_synced_nor_read_and_ends_with_the_process(
-    images: Images, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    images: Images, layers: Layers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def never(path: Path, *_: int) -> None:
         raise AssertionError(path)
@@ -158,7 +163,7 @@ async def test_what_is_kept_for_now_is_neither_synced_nor_read_and_ends_with_the
     assert "a-1" in images
     path, manifest = await images.open("a-1", FORMAT)
     assert ((path / "pages.img").read_bytes(), manifest.access_token) == (b"memory", "token")
-    after_a_crash = Images(tmp_path / "images", discard)
+    after_a_crash = Images(tmp_path / "images", discard, layers)
     assert "a-1" not in after_a_crash
     with pytest.raises(SnapshotNotFound):
         await after_a_crash.open("a-1", FORMAT)
@@ -214,3 +219,54 @@ async def test_image_of_an_earlier_version_is_opened(images: Images, tmp_path: P
     (folder / "pages.img").write_bytes(content[:-1] + b"x")
     with pytest.raises(SnapshotUnusable):
         await images.open("a-1", FORMAT)
+
+
+# --- of layers
+
+
+def kept(layers: Layers, text: str, *, for_now: bool = False) -> Layer:
+    name = layers.begin(KEPT_PREFIX)
+    layers.begun(name).mkdir()
+    (layers.begun(name) / "file").write_text(text)
+    return layers.commit(name, "team", 0, 1, for_now=for_now)
+
+
+async def of_layers(images: Images, *layers: Layer) -> None:
+    images.begin("a-1")
+    named = tuple(KeptLayer(one.name, one.sha256, 100) for one in layers)
+    await images.commit("a-1", Manifest(FILES, BUILD_ID, "tree", layers=named))
+
+
+async def test_image_of_layers_is_for_every_driver_and_counts_what_they_take(
+    images: Images, layers: Layers
+) -> None:
+    sealed = [layers.seal(kept(layers, text).name) for text in ("upper", "lower")]
+    await of_layers(images, *sealed)
+    for image_format in (FORMAT, ""):
+        _, manifest = await images.open("a-1", image_format)
+        assert [one.name for one in manifest.layers] == [one.name for one in sealed]
+        assert manifest.size_bytes == 200
+    assert [one.layers for one in images.manifests()] == [manifest.layers]
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+async def test_image_of_a_layer_that_is_not_what_was_written_is_refused_by_name(
+    images: Images, layers: Layers, damage: str
+) -> None:
+    sealed = layers.seal(kept(layers, "text").name)
+    await of_layers(images, sealed)
+    (folder,) = layers.folders([sealed.name])
+    if damage == "gone":
+        layers.remove(sealed.name)
+    else:
+        (folder / "file").write_text("texT")
+    with pytest.raises(SnapshotUnusable, match=f"a-1 is damaged: {sealed.name}"):
+        await images.open("a-1", "")
+
+
+async def test_layer_for_now_gets_its_sum_when_it_is_needed_and_then_keeps_it(layers: Layers) -> None:
+    layer = kept(layers, "text", for_now=True)
+    assert layer.sha256 == ""
+    sealed = layers.seal(layer.name)
+    assert layers.holds(layer.name, sealed.sha256)
+    assert layers.about(layer.name) == sealed == layers.seal(layer.name)

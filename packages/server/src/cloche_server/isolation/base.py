@@ -28,6 +28,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     shares_host_kernel: bool
     memory_snapshot: bool = False
     disk_snapshot: bool = False
+    """Whether files can be kept without memory: by `Driver.save`, or where it is said so as a layer."""
+    writes_layers: bool = False
+    """Whether what a sandbox has written always lies in `overlay.UPPER` of its folder, as a layer that others
+    can be made of: where it stands still, nothing else is needed to keep its files."""
     freezes: bool = False
     """Whether a sandbox can be made to stand still (`Driver.freeze`)."""
     own_cpu_pct: float = 0.0
@@ -157,7 +161,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     """Shown without devices and setuid programs; for drivers that say `volumes`."""
     keeps_layer: bool = False
     """Whether what it writes lies in `overlay.UPPER` of its folder as soon as it is written, as a layer that
-    others can be made of. Drivers may else keep it where they like."""
+    others can be made of. Drivers that do not say `writes_layers` may else keep it where they like."""
     image: Path | None = None
     """What `Driver.save` has written: the sandbox goes on from there, and `argv` and `env` are as they were
     then; for drivers that say `memory_snapshot`."""

@@ -15,6 +15,7 @@ import msgspec
 from cloche_server.config import EDGE_UID
 from cloche_server.isolation.base import ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, threads, volume_requests
+from cloche_server.node.images import FILES
 from cloche_server.node.machine import AGENT_PORT, INTERPRETER_PORT, Live, Machine
 from cloche_server.node.templates import Template
 from cloche_wire.errors import SnapshotUnusable
@@ -37,6 +38,8 @@ class Origin(NamedTuple):
     """The one that its agent goes by before it is told its own."""
     env: Mapping[str, str] = MappingProxyType({})
     """Variables that the sandbox had that the image is of."""
+    kept: tuple[str, ...] = ()
+    """Names of its uppermost layers, which are there as long as something names them (`kept_files`)."""
     reboots: bool = False
     """Whether the processes of the image end, and only its files are of interest."""
 
@@ -52,7 +55,7 @@ def from_template(machine: Machine, build_id: str) -> Origin:
 
 
 async def from_image(machine: Machine, name: str, isolation: str, *, checked_before: bool = False) -> Origin:
-    """A sandbox that goes on from an image.
+    """A sandbox that goes on from an image, or whose agent is started over the files that one names.
 
     Args:
         machine: Has it.
@@ -69,6 +72,10 @@ async def from_image(machine: Machine, name: str, isolation: str, *, checked_bef
     image_format = machine.drivers.ready(isolation).capabilities().image_format
     image, manifest = await machine.images.open(name, image_format, checked_before=checked_before)
     origin = from_template(machine, manifest.build_id)
+    if manifest.format == FILES:
+        kept = tuple(layer.name for layer in manifest.layers)
+        layers = (*machine.layers.folders(kept), *origin.layers)
+        return origin._replace(layers=layers, kept=kept, env=manifest.env)
     tree = machine.tree.path.parent / manifest.runtime_tree
     if tree.parent != machine.tree.path.parent or not tree.is_dir():
         raise SnapshotUnusable(f"image {name} needs runtime {manifest.runtime_tree}, which is gone")
@@ -89,6 +96,8 @@ async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer:
     namespace = await _make_network(machine, live)
     folder = machine.folder(request.sandbox_id)
     folder.mkdir(mode=0o700)
+    if record.layers:
+        machine.layers.folders(record.layers)  # nobody named them while they were looked at
     with ExitStack() as stack:
         listeners: list[int] = []
         reached_by = ("--envd-port", str(AGENT_PORT), "--interpreter-port", str(INTERPRETER_PORT))

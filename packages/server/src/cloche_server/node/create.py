@@ -75,6 +75,7 @@ async def create(machine: Machine, request: CreateSandbox) -> SandboxState:
         _claim(machine, live, request)
     else:
         live = first_live(machine, request)
+        live.record = msgspec.structs.replace(live.record, layers=origin.kept)
     async with making(machine, live):
         if live.record.init is None:
             await assemble.assemble(machine, live, origin)

@@ -5,6 +5,8 @@
         manifest                    a line with the SHA-256 of the rest, then JSON (`Manifest`)
     STATE/images/<name>.new/        being written, or of use to this process only; nobody's after a crash
 
+Where files are kept without memory the folder may hold the manifest alone, which names layers (`kept_files`).
+
 Reading one checks every byte, so that a damaged one is refused by name before anything is started of it. What
 this process has kept for a moment is not checked: it never leaves the machine's memory unless that is short.
 """
@@ -16,17 +18,21 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from cloche_server.node import threads
 from cloche_server.node.durability import sync
+from cloche_server.node.layers import Layers
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
 _PIECE_BYTES = 8 << 20
 """Pieces are read by as many threads as there are cores: one core does 1.7 GB/s."""
 _READ_BYTES = 1 << 20
+FILES = "files"
+"""The format of an image of layers, which any driver can read."""
 _MANIFEST = "manifest"
 _UNFINISHED = ".new"
 
@@ -41,11 +47,20 @@ class FileSum(msgspec.Struct, frozen=True):
     as earlier versions wrote it."""
 
 
+class KeptLayer(msgspec.Struct, frozen=True):
+    """A layer that an image names."""
+
+    name: str
+    sha256: str
+    """What it must be (`trees.sum_of`); empty in an image for now."""
+    size_bytes: int
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What an image is of."""
 
     format: str
-    """`Capabilities.image_format` of the driver that wrote it."""
+    """`Capabilities.image_format` of the driver that wrote it, or `FILES`."""
     build_id: str
     """The template's build that it stands on."""
     runtime_tree: str
@@ -57,22 +72,27 @@ class Manifest(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
     """Variables that its creator gave it, beside those of the template."""
     files: dict[str, FileSum] = {}
+    layers: tuple[KeptLayer, ...] = ()
+    """Over those of the template, uppermost first."""
 
     @property
     def size_bytes(self) -> int:
         """What it takes on disk."""
-        return sum(one.size for one in self.files.values())
+        return sum(one.size for one in self.files.values()) + sum(one.size_bytes for one in self.layers)
 
 
 class Images:
     """All that this node has."""
 
-    def __init__(self, folder: Path, discard: Callable[[Path], None]) -> None:
-        """Take their folder, and what removes a folder in time."""
+    def __init__(self, folder: Path, discard: Callable[[Path], None], layers: Layers) -> None:
+        """Take their folder, what removes a folder in time, and the layers that they may name."""
         self._folder = folder
         self._discard = discard
+        self._layers = layers
         self._checked: dict[str, Manifest] = {}
         self._being_checked: dict[str, asyncio.Future[Manifest]] = {}
+        self._manifests: dict[str, Manifest] = {}
+        """As they were read; nobody changes one."""
         self._kept: dict[str, Manifest] = {}
         """Those that end with this process."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,6 +154,7 @@ class Images:
     def remove(self, name: str) -> None:
         """Remove one. Idempotent."""
         self._checked.pop(name, None)
+        self._manifests.pop(name, None)
         if self._kept.pop(name, None) is not None:
             self.abandon(name)
         self._discard(self._folder / name)
@@ -144,6 +165,18 @@ class Images:
     def names(self) -> set[str]:
         """All that have their name, complete or not."""
         return {path.name for path in self._folder.iterdir() if path.suffix != _UNFINISHED}
+
+    def manifests(self) -> list[Manifest]:
+        """Those of all images, also for now.
+
+        Raises:
+            SnapshotUnusable: One cannot be read: nobody knows what it stands on.
+        """
+        names = self.names()
+        for name in names - self._manifests.keys():
+            with suppress(SnapshotNotFound):  # it is on its way out
+                self._manifests[name] = self._read_manifest(name)
+        return [*(self._manifests[name] for name in names & self._manifests.keys()), *self._kept.values()]
 
     def remove_unfinished(self) -> int:
         """Remove what a node that was killed had begun; how many there were."""
@@ -192,7 +225,7 @@ class Images:
     def _check(self, name: str, image_format: str) -> Manifest:
         folder = self._folder / name
         manifest = self._read_manifest(name)
-        if manifest.format != image_format:
+        if manifest.format not in (image_format, FILES):
             raise SnapshotUnusable(
                 f"image {name} was made by {manifest.format}, and this is {image_format}",
                 hint="use that version again, or resume without memory where files are enough",
@@ -204,6 +237,9 @@ class Images:
                 raise SnapshotUnusable(f"image {name} is damaged: {file}: {error.strerror}") from error
             if found != wanted:
                 raise SnapshotUnusable(f"image {name} is damaged: {file} is not what was written")
+        for layer in manifest.layers:
+            if not self._layers.holds(layer.name, layer.sha256):
+                raise SnapshotUnusable(f"image {name} is damaged: {layer.name} is not what was written")
         return manifest
 
     def _read_manifest(self, name: str) -> Manifest:

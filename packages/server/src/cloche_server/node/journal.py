@@ -44,6 +44,8 @@ class Record(msgspec.Struct, frozen=True):
     """Name of what is kept of it; counts in the states `paused` and `resuming`."""
     images_made: int = 0
     """So that each has a name of its own."""
+    layers: tuple[str, ...] = ()
+    """Names of those of kept files that it stands on, over its template's, uppermost first."""
     runtime_tree: str = ""
     """Name of the tree that its agent runs on."""
     is_build: bool = False

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from cloche_server.link import Event
-from cloche_server.node import freezing, threads
+from cloche_server.node import freezing, kept_files, threads
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import EndReason, SandboxUnready
@@ -85,6 +85,8 @@ async def dismantle(machine: Machine, live: Live, *, keeps_record: bool) -> None
         machine.journal.remove(sandbox_id)
     machine.slots.give_back(record.slot)
     machine.live.pop(sandbox_id, None)
+    if record.layers:
+        kept_files.sweep(machine)
 
 
 async def end_or_forget(machine: Machine, sandbox_id: str, reason: EndReason) -> None:
@@ -101,7 +103,7 @@ async def end_or_forget(machine: Machine, sandbox_id: str, reason: EndReason) ->
             return
         machine.journal.remove(sandbox_id)
         if record.image is not None:
-            machine.images.remove(record.image)
+            kept_files.forget(machine, record.image)
         record = msgspec.structs.replace(record, state="ending", end_reason=reason)
         machine.publish_gone(record)
         machine.publish_ended(record)

@@ -1,12 +1,14 @@
-"""What templates are made of: folders of files that lie over each other, each kept once for all that have it.
+"""What sandboxes are made of: folders of files that lie over each other, each kept once for all that have it.
 
     STATE/layers/<name>/        complete: it got its name last
         fs/                     the files, with the ids of the inside; what hides others, as overlayfs has it
         layer.json              `Layer`
     STATE/layers/<name>.new/    being made; nobody's after a crash
 
-A name that does not begin with `layer-` is the id of a build that has a root of its own, which every template
-made of it has as its lowest layer. Only root gets into the folder: layers hold set-user-id programs.
+A name that begins with `layer-` is that of a step of a build. One that begins with `files-` holds what a
+sandbox has written, and is there as long as an image or a sandbox stands on it (`kept_files`). Any other name
+is the id of a build that has a root of its own, which every template made of it has as its lowest layer. Only
+root gets into the folder: layers hold set-user-id programs.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ import msgspec
 
 from cloche_server.ids import is_build_id
 from cloche_server.isolation.overlay import MOST_LAYERS
+from cloche_server.node import trees
 from cloche_server.node.durability import sync, sync_all_below
 from cloche_server.node.templates import Template, Templates
-from cloche_wire.errors import InvalidArgument, NotFound, TemplateNotFound
+from cloche_wire.errors import InvalidArgument, NotFound, TemplateNotFound, TooLarge
 
-PREFIX = "layer-"
-_NAME = re.compile(r"layer-[0-9a-f]{32}\Z")
+PREFIX, KEPT_PREFIX = "layer-", "files-"
+_NAME = re.compile(r"(layer|files)-[0-9a-f]{32}\Z")
 _FILES, _ABOUT, _UNFINISHED = "fs", "layer.json", ".new"
 
 
@@ -35,10 +38,12 @@ class Layer(msgspec.Struct, frozen=True):
 
     name: str
     team_id: str
-    """Whose build has made it."""
+    """Whose build or sandbox has made it."""
     size_bytes: int
     entries: int
     created_at: datetime
+    sha256: str = ""
+    """What it must be (`trees.sum_of`); empty for one whose sum nobody has needed yet."""
 
 
 class Layers:
@@ -49,6 +54,8 @@ class Layers:
         self._folder = folder
         self._templates = templates
         self._discard = discard
+        self.being_made: list[list[str]] = []
+        """Names that nothing names yet, by who makes them; see `kept_files`."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def of_template(self, build_id: str, template: Template) -> tuple[Path, ...]:
@@ -85,13 +92,13 @@ class Layers:
                 return self._templates.folder(name) / template.rootfs
         raise NotFound(f"no such layer: {name[:80]}")
 
-    def begin(self) -> str:
+    def begin(self, prefix: str = PREFIX) -> str:
         """Make a place for a new one, return its name; `commit` makes it complete, `abandon` takes it away.
 
         Raises:
             OSError: The disk is full.
         """
-        name = PREFIX + token_hex(16)
+        name = prefix + token_hex(16)
         (self._folder / f"{name}{_UNFINISHED}").mkdir(mode=0o700)
         return name
 
@@ -99,19 +106,74 @@ class Layers:
         """Where the files of one go that was begun; there is nothing there yet."""
         return self._folder / f"{name}{_UNFINISHED}" / _FILES
 
-    def commit(self, name: str, team_id: str, size_bytes: int, entries: int) -> Layer:
+    def commit(
+        self,
+        name: str,
+        team_id: str,
+        size_bytes: int,
+        entries: int,
+        *,
+        sha256: str = "",
+        for_now: bool = False,
+    ) -> Layer:
         """Have what was begun count from here on, also after a crash of the machine: it is on disk before.
+
+        One `for_now` counts until such a crash; `seal` has it outlast one.
 
         Raises:
             OSError: The disk is full or broken; it is still only begun.
         """
-        layer = Layer(name, team_id, size_bytes, entries, datetime.now(UTC))
+        layer = Layer(name, team_id, size_bytes, entries, datetime.now(UTC), sha256)
         begun = self._folder / f"{name}{_UNFINISHED}"
         (begun / _ABOUT).write_bytes(msgspec.json.encode(layer))
-        sync_all_below(begun)
+        if not for_now:
+            sync_all_below(begun)
         begun.rename(self._folder / name)
+        if not for_now:
+            sync(self._folder)
+        return layer
+
+    def seal(self, name: str) -> Layer:
+        """Have a complete one be safe on disk, with its sum.
+
+        Raises:
+            TooLarge: It is wider or deeper than a tree may be.
+            OSError: The disk is full or broken.
+        """
+        layer = self.about(name)
+        if layer.sha256:
+            return layer
+        folder = self._folder / name
+        found = trees.sum_of(folder / _FILES)
+        layer = msgspec.structs.replace(
+            layer, sha256=found.sha256, size_bytes=found.size_bytes, entries=found.entries
+        )
+        newer = folder / f"{_ABOUT}{_UNFINISHED}"
+        newer.write_bytes(msgspec.json.encode(layer))
+        sync_all_below(folder)
+        newer.rename(folder / _ABOUT)
+        sync(folder)
         sync(self._folder)
         return layer
+
+    def about(self, name: str) -> Layer:
+        """What is known of one that is complete.
+
+        Raises:
+            OSError: It is not there, or cannot be read.
+        """
+        return msgspec.json.decode((self._folder / name / _ABOUT).read_bytes(), type=Layer)
+
+    def holds(self, name: str, sha256: str) -> bool:
+        """Whether one is there and is what that sum says; every byte is read."""
+        try:
+            return trees.sum_of(self._folder_of(name)).sha256 == sha256
+        except (NotFound, TooLarge, OSError):
+            return False
+
+    def kept(self) -> set[str]:
+        """Names of those that hold what sandboxes have written."""
+        return {path.name for path in self._folder.glob(f"{KEPT_PREFIX}*") if path.suffix != _UNFINISHED}
 
     def abandon(self, name: str) -> None:
         """Remove what was begun. Idempotent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -83,7 +84,6 @@ class Machine:
     volumes: Volumes
     demand: Demand
     families: Families
-    images: Images
     live: dict[str, Live] = field(default_factory=dict[str, Live])
     paused: dict[str, Record] = field(default_factory=dict[str, Record])
     """Sandboxes of which there is nothing but an image and this record."""
@@ -109,8 +109,13 @@ class Machine:
 
     @cached_property
     def layers(self) -> Layers:
-        """What templates are made of."""
+        """What templates and sandboxes are made of."""
         return Layers(self.config.state_dir / "layers", self.templates, self.trash.put)
+
+    @cached_property
+    def images(self) -> Images:
+        """What is kept of sandboxes."""
+        return Images(self.config.state_dir / "images", self.trash.put, self.layers)
 
     def find(self, sandbox_id: str) -> Live:
         """The running sandbox of that id.
@@ -261,6 +266,11 @@ class Trash:
         try:
             path.rename(self._folder / f"{path.name}.{self._counter}.{id(self)}")
         except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.rmtree(path, ignore_errors=True)  # somebody has given that folder a disk of its own
             return
         self._empty.clear()
         self._wake.set()

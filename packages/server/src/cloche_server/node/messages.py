@@ -16,7 +16,8 @@ Control socket (`Config.node_socket`), method -> params -> result:
                                  (SandboxState) on the same link until it is closed
 
     pause           PauseSandbox   {}             raises SandboxNotFound, Conflict (paused, or busy),
-                                                  UnsupportedOption, NotEnoughSpace, Internal: it runs on
+                                                  UnsupportedOption, TooLarge, NotEnoughSpace,
+                                                  Internal: it runs on
     resume          ResumeSandbox  SandboxState   raises SandboxNotFound, Conflict (it runs, or is busy),
                                                   ResourceExhausted, SnapshotUnusable: it stays paused
     freeze          FreezeSandbox  {}             raises SandboxNotFound, Conflict (paused, or busy),

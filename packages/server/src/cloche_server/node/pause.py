@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from cloche_server.node import freezing, kill
-from cloche_server.node.images import Manifest
+from cloche_server.node import freezing, kept_files, kill
+from cloche_server.node.images import FILES, Manifest
 from cloche_server.node.journal import Record
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox, PauseSandbox
-from cloche_wire.errors import Conflict, Internal, NotEnoughSpace, UnsupportedOption
+from cloche_wire.errors import (
+    ClocheError,
+    Conflict,
+    Internal,
+    NotEnoughSpace,
+    SandboxNotFound,
+    UnsupportedOption,
+)
 
 RETRY_S = 30.0
 """After a time-out whose pause failed: the sandbox runs on until it is tried again."""
@@ -36,9 +46,10 @@ def check_ability(machine: Machine, request: CreateSandbox, isolation: str, *, w
     able = machine.drivers.ready(isolation).capabilities()
     if not (able.memory_snapshot if with_memory else able.disk_snapshot):
         kept = "memory" if with_memory else "files"
+        other = ", or ask for its files alone (memory false)" if able.disk_snapshot else ""
         raise UnsupportedOption(
-            f"isolation '{able.name}' cannot keep the {kept} of a sandbox that is paused",
-            hint="create it with isolation 'gvisor'",
+            f"isolation '{able.name}' cannot keep the {kept} of a sandbox that is paused or copied",
+            hint=f"create it with isolation 'gvisor'{other}",
         )
     if request.volume_mounts:
         # Its kernel knows files of the volume by their names, and goes on only where all are still there.
@@ -57,6 +68,7 @@ async def pause(machine: Machine, request: PauseSandbox) -> None:
         SandboxNotFound: It is not there.
         Conflict: It is paused, or something else is being done with it.
         UnsupportedOption: Its isolation cannot.
+        TooLarge: Its files are more than are kept.
         NotEnoughSpace: The disk is full.
         Internal: It cannot be saved; the message says why.
     """
@@ -74,9 +86,9 @@ async def pause_by_timeout(machine: Machine, live: Live) -> None:
     request = live.record.request
     try:
         await pause(machine, PauseSandbox(request.sandbox_id, request.pause_memory))
-    except Conflict:
+    except (Conflict, SandboxNotFound):
         return
-    except (Internal, NotEnoughSpace) as error:
+    except ClocheError as error:
         log.warning("sandbox.pause_failed", sandbox_id=request.sandbox_id, error=str(error))
         if live.record.state == "running":
             later = machine.clock.boot_s() + RETRY_S
@@ -87,27 +99,30 @@ async def put_on_disk(machine: Machine, live: Live, *, with_memory: bool) -> Non
     """As `pause`, for who has its turn."""
     machine.move(live, "pause")
     began_s = machine.clock.boot_s()
+    name = next_image(live.record)
     try:
-        name = next_image(live.record)
         saved = await save(machine, live, name, with_memory=with_memory, thaws=False)
         paused = msgspec.structs.replace(
             live.record,
             state=next_state(live.record.state, "saved"),
             image=name,
+            layers=(),
             is_frozen=False,
             is_idle=False,
             images_made=live.record.images_made + 1,
             init=None,
         )
         machine.journal.write(paused)
-    except (Internal, NotEnoughSpace, OSError) as error:
+    except (ClocheError, OSError) as error:
+        kept_files.forget(machine, name)  # one that is complete would count after a crash
         await _go_on(machine, live)
-        raise _told(error) from error
+        raise told(error) from error
     # Only now: an agent that saw connections end would take that for clients that have gone, and interrupt
     # their code. What it sees when it goes on is that all were cut at once.
     machine.publish_gone(live.record)
     await put_away(machine, live)
     machine.paused[paused.request.sandbox_id] = paused
+    kept_files.sweep(machine)
     machine.publish_state("paused", paused)
     took_ms = round(1000 * (machine.clock.boot_s() - began_s))
     size = saved.manifest.size_bytes
@@ -134,45 +149,62 @@ async def save(
 
     One `for_now` ends with this process at the latest. What stands still before does so after it too.
 
-    One without memory has it all the same, and who goes on from it ends the processes: ended now, they would
-    be lost where the image then fails.
+    Without memory it is of layers, where the driver writes such. Others save memory all the same, and who
+    goes on from it ends the processes: ended now, they would be lost where the image then fails.
 
     Leaves: on an error the sandbox frozen or not, and no image of that name.
 
     Raises:
+        TooLarge: Its files are more than are kept.
         NotEnoughSpace: The disk is full.
-        Internal: It cannot be saved.
-        OSError: The disk is broken.
+        ClocheError: It cannot be saved.
+        OSError: The disk is full or broken.
     """
     request = live.record.request
-    sandbox_id, folder = request.sandbox_id, machine.folder(request.sandbox_id)
     driver = machine.driver(live.record)
+    able = driver.capabilities()
+    is_of_layers = able.writes_layers and not with_memory
     begun = machine.images.begin(name)
     began_s = machine.clock.boot_s()
     try:
-        goes_on = thaws and not live.record.is_frozen
-        if not live.record.is_frozen:
-            await freezing.stand_still(machine, live)
-        try:
-            await driver.save(sandbox_id, folder, begun)
-        finally:
-            if goes_on:
-                await freezing.thaw(machine, live)
-        stood_still_s = machine.clock.boot_s() - began_s
-        manifest = Manifest(
-            driver.capabilities().image_format,
-            request.build_id,
-            live.record.runtime_tree,
-            request.access_token,
-            with_memory,
-            live.record.request.env,
-        )
-        if for_now:
-            return Saved(machine.images.keep(name, manifest), stood_still_s)
-        return Saved(await machine.images.commit(name, manifest), stood_still_s)
+        with kept_files.being_made(machine) as names:
+            async with _standing_still(machine, live, thaws=thaws):
+                if is_of_layers:
+                    await kept_files.take(machine, live, names, ends=not thaws)
+                else:
+                    await driver.save(request.sandbox_id, machine.folder(request.sandbox_id), begun)
+            stood_still_s = machine.clock.boot_s() - began_s
+            manifest = Manifest(
+                able.image_format,
+                request.build_id,
+                live.record.runtime_tree,
+                request.access_token,
+                with_memory,
+                request.env,
+            )
+            if is_of_layers:
+                layers = await kept_files.complete(machine, live, names, for_now=for_now)
+                manifest = msgspec.structs.replace(manifest, format=FILES, layers=layers)
+            if for_now:
+                return Saved(machine.images.keep(name, manifest), stood_still_s)
+            return Saved(await machine.images.commit(name, manifest), stood_still_s)
     except BaseException:
         machine.images.abandon(name)
+        kept_files.sweep(machine)
         raise
+
+
+@asynccontextmanager
+async def _standing_still(machine: Machine, live: Live, *, thaws: bool) -> AsyncGenerator[None]:
+    """Have a sandbox stand still for this block, and after it unless `thaws` and it ran before."""
+    goes_on = thaws and not live.record.is_frozen
+    if not live.record.is_frozen:
+        await freezing.stand_still(machine, live)
+    try:
+        yield
+    finally:
+        if goes_on:
+            await freezing.thaw(machine, live)
 
 
 async def _go_on(machine: Machine, live: Live) -> None:
@@ -202,10 +234,12 @@ async def put_away(machine: Machine, live: Live) -> None:
             return
 
 
-def _told(error: Exception) -> Exception:
-    """What the caller is told."""
-    if isinstance(error, OSError):
+def told(error: Exception) -> Exception:
+    """What the caller is told of a save that has failed."""
+    if not isinstance(error, OSError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NotEnoughSpace(
             "no space left for the image of a sandbox", hint="free space in the state folder"
         )
-    return error
+    return Internal(f"cannot keep the sandbox: {error}")

@@ -8,6 +8,7 @@ from cloche_server.node import builds
 from cloche_server.node.build_messages import Pruned, PruneLayers
 from cloche_server.node.layers import PREFIX, Layer
 from cloche_server.node.machine import Machine
+from cloche_wire.errors import SnapshotUnusable
 
 log = structlog.get_logger()
 
@@ -15,13 +16,18 @@ log = structlog.get_logger()
 def prune(machine: Machine, request: PruneLayers) -> Pruned:
     """Remove the layers of no published build and of nothing that is kept, once they are old enough.
 
-    While a sandbox is there, running or paused, whose build was taken away or is being made, all stay: nobody
-    knows any more, or yet, which of them it stands on.
+    While a sandbox or an image of one is there whose build was taken away or is being made, all stay: nobody
+    knows any more, or yet, which of them it stands on. The same holds where an image cannot be read.
     """
     published = machine.templates.finished()
     needed = {*request.kept, *_named_by(machine, published)}
     records = [*(live.record for live in machine.live.values()), *machine.paused.values()]
-    unknown = {record.request.build_id for record in records} - published
+    try:
+        kept = {manifest.build_id for manifest in machine.images.manifests()}
+    except SnapshotUnusable as error:
+        log.warning("layers.not_pruned", error=str(error))
+        return Pruned([], 0)
+    unknown = ({record.request.build_id for record in records} | kept) - published
     now = machine.clock.now()
 
     def is_free(layer: Layer) -> bool:

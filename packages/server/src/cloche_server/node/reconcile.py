@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from cloche_server.node import freezing, kill, pause, resume, snapshots, threads, warm_images
+from cloche_server.node import freezing, kept_files, kill, pause, resume, snapshots, threads, warm_images
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
 from cloche_wire.errors import Internal, Unavailable, UnsupportedOption
@@ -166,7 +166,7 @@ async def _remove_strays(machine: Machine) -> int:
                 machine.trash.put(folder)
                 count += 1
     count += machine.images.remove_unfinished() + _remove_old_images(machine)
-    count += machine.layers.remove_unfinished()
+    count += machine.layers.remove_unfinished() + kept_files.sweep(machine)
     for folder in machine.volumes.unfinished():
         machine.trash.put(folder)
         count += 1

@@ -11,7 +11,7 @@ from datetime import timedelta
 import msgspec
 import structlog
 
-from cloche_server.node import assemble, freezing, kill, pause
+from cloche_server.node import assemble, freezing, kept_files, kill, pause
 from cloche_server.node.journal import Record
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
@@ -71,13 +71,14 @@ async def _resume(machine: Machine, record: Record, request: ResumeSandbox) -> R
     assert record.image is not None
     began_s = machine.clock.boot_s()
     origin = await assemble.from_image(machine, record.image, record.isolation)
-    origin = origin._replace(reboots=origin.reboots or not request.memory)
+    origin = origin._replace(reboots=origin.image is not None and (origin.reboots or not request.memory))
     now, boot_s = machine.clock.now(), machine.clock.boot_s()
     resuming = msgspec.structs.replace(
         record,
         state=next_state(record.state, "resume"),
         slot=machine.slots.take(),
         boot_id=machine.boot_id,
+        layers=origin.kept,
         end_at=now + timedelta(seconds=request.timeout_s),
         deadline_boot_s=boot_s + request.timeout_s,
     )
@@ -97,7 +98,7 @@ async def _resume(machine: Machine, record: Record, request: ResumeSandbox) -> R
             raise Internal(f"cannot resume the sandbox: {error}") from error
         raise
     del machine.paused[request.sandbox_id]
-    machine.images.remove(record.image)
+    kept_files.forget(machine, record.image)
     machine.publish_route(live.record)
     machine.deadlines_changed.set()
     kill.watch(machine, live)

@@ -42,7 +42,6 @@ from cloche_server.node import (
 from cloche_server.node.demand import Demand
 from cloche_server.node.drivers import Drivers
 from cloche_server.node.families import Families
-from cloche_server.node.images import Images
 from cloche_server.node.journal import Journal
 from cloche_server.node.logs import LogKeeper
 from cloche_server.node.machine import Machine, Trash
@@ -111,7 +110,6 @@ async def serve(
                 tree=tree,
                 tasks=tasks,
                 trash=trash,
-                images=Images(config.state_dir / "images", trash.put),
                 boot_id=boot_id(),
                 volumes=Volumes(config.volumes_dir, config.volumes, content),
                 demand=Demand(config.ahead),

@@ -6,10 +6,10 @@ import re
 
 import structlog
 
-from cloche_server.node import pause
+from cloche_server.node import kept_files, pause
 from cloche_server.node.machine import Machine
 from cloche_server.node.messages import RemoveSnapshot, SnapshotTaken, TakeSnapshot
-from cloche_wire.errors import Conflict, InvalidArgument, NotEnoughSpace
+from cloche_wire.errors import Conflict, InvalidArgument
 
 PREFIX = "snapshot-"
 _ID = re.compile(r"[a-z0-9]{1,40}\Z")
@@ -37,6 +37,7 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
         SandboxNotFound: It does not run.
         Conflict: Something else is being done with it, or there is a snapshot of that id.
         UnsupportedOption: Its isolation cannot.
+        TooLarge: Its files are more than are kept.
         NotEnoughSpace: The disk is full.
         Internal: It cannot be saved; the message says why.
     """
@@ -52,7 +53,7 @@ async def take(machine: Machine, request: TakeSnapshot) -> SnapshotTaken:
                 machine, live, name, with_memory=request.memory, thaws=True, for_now=request.for_now
             )
         except OSError as error:
-            raise NotEnoughSpace("no space left for a snapshot") from error
+            raise pause.told(error) from error
         took_ms = round(1000 * (machine.clock.boot_s() - began_s))
     log.info("sandbox.copied", sandbox_id=request.sandbox_id, snapshot_id=request.snapshot_id, ms=took_ms)
     stall_ms = round(1000 * saved.stood_still_s)
@@ -67,4 +68,4 @@ async def remove(machine: Machine, request: RemoveSnapshot) -> None:
     """
     name = name_of(request.snapshot_id)
     async with machine.turns.of(name):
-        machine.images.remove(name)
+        kept_files.forget(machine, name)

@@ -36,6 +36,9 @@ class ContainerDriver(GroupedDriver):
             name="container",
             shares_host_kernel=True,
             freezes=self._groups.freezes,
+            # A copy of what still changes would be of no one moment.
+            disk_snapshot=self._groups.freezes,
+            writes_layers=True,
             families=True,
             volumes=True,
         )
