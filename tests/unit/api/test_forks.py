@@ -188,3 +188,12 @@ async def test_a_copy_that_could_not_be_taken_away_goes_with_the_next_comparison
     await reconcile(control)
     assert await nothing_is_left(control, placement)
     assert len(placement.alive) == 3
+
+
+async def test_copies_of_files_alone_are_asked_for_by_a_field_of_ours(
+    client: httpx.AsyncClient, placement: FakePlacement
+) -> None:
+    parent = await create(client)
+    await fork(client, parent, memory=False)
+    snapshot_id = placement.created[-1].snapshot_id or ""
+    assert placement.taken == [TakeSnapshot(parent, snapshot_id, memory=False, for_now=True)]

@@ -268,3 +268,15 @@ async def test_what_is_being_taken_is_left_alone(
         placement.act_gate.set()
     assert len(await listed(client)) == 1
     assert len(placement.snapshots) == 1
+
+
+async def test_only_files_may_be_of_another_isolation_than_they_were_taken_of(
+    client: httpx.AsyncClient, placement: FakePlacement
+) -> None:
+    """Memory goes on where it was; files are there for every kernel that is as strong, or stronger."""
+    made = await create(client)
+    files, memory = await take(client, made, memory=False), await take(client, made)
+    await create(client, templateID=files, isolation="gvisor")
+    assert placement.created[-1].isolation == "gvisor"
+    answer = await client.post("/v2/sandboxes", json={"templateID": memory, "isolation": "gvisor"})
+    assert_problem(answer, 400, "a snapshot keeps the isolation it was taken with")

@@ -140,7 +140,7 @@ def create_body(
     return body
 
 
-def lifecycle_body(on_timeout: str, auto_resume: bool) -> dict[str, Any]:
+def lifecycle_body(on_timeout: str, auto_resume: bool, *, keep_memory: bool) -> dict[str, Any]:
     """Fields of a create that say what happens at the end of its time, where that is not the usual.
 
     Raises:
@@ -151,6 +151,8 @@ def lifecycle_body(on_timeout: str, auto_resume: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if on_timeout == "pause":
         fields["autoPause"] = True
+        if not keep_memory:
+            fields["autoPauseMemory"] = False
     if auto_resume:
         fields["autoResume"] = {"enabled": True}
     return fields

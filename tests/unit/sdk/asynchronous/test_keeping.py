@@ -108,3 +108,13 @@ async def test_a_fork_tells_of_each_copy_what_became_of_it(server: SandboxServer
     assert made.sandbox_id == "ixyz"
     assert isinstance(failed, ResourceExhausted)
     await made.aclose()
+
+
+async def test_files_alone_are_asked_for_by_name(server: SandboxServer) -> None:
+    sandbox = await created(server)
+    server.on("POST /sandboxes/iabc/fork", httpx.Response(201, json=[]))
+    assert await sandbox.fork(memory=False) == []
+    assert body_of(server.requests[-1]) == {"count": 1, "memory": False}
+    await AsyncSandbox.create(on_timeout="pause", keep_memory=False)
+    body = body_of(server.requests[-1])
+    assert (body["autoPause"], body["autoPauseMemory"]) == (True, False)

@@ -107,3 +107,13 @@ def test_a_fork_tells_of_each_copy_what_became_of_it(server: SandboxServer) -> N
     assert made.sandbox_id == "ixyz"
     assert isinstance(failed, ResourceExhausted)
     made.close()
+
+
+def test_files_alone_are_asked_for_by_name(server: SandboxServer) -> None:
+    sandbox = created(server)
+    server.on("POST /sandboxes/iabc/fork", httpx.Response(201, json=[]))
+    assert sandbox.fork(memory=False) == []
+    assert body_of(server.requests[-1]) == {"count": 1, "memory": False}
+    Sandbox.create(on_timeout="pause", keep_memory=False)
+    body = body_of(server.requests[-1])
+    assert (body["autoPause"], body["autoPauseMemory"]) == (True, False)

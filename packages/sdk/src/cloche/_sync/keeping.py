@@ -46,10 +46,14 @@ def snapshot_deleted(client: Client, snapshot_id: str) -> bool:
 
 
 def forks_of(
-    client: Client, sandbox_id: str, count: int, timeout: int | None
+    client: Client, sandbox_id: str, count: int, timeout: int | None, *, memory: bool
 ) -> list[SandboxRecord | ClocheError]:
     """Make copies of a sandbox that runs: each is there, or why it is not."""
     path = f"/sandboxes/{_requests.path_part(sandbox_id)}/fork"
-    body = {"count": count} | ({} if timeout is None else {"timeout": timeout})
+    body: dict[str, object] = {"count": count}
+    if not memory:
+        body["memory"] = False
+    if timeout is not None:
+        body["timeout"] = timeout
     response = client.api("POST", path, body=body, missing=SandboxNotFound)
     return _requests.read_forks(response.json(), client.connection)

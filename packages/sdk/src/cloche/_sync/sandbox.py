@@ -105,6 +105,7 @@ class Sandbox(CodeInterpreter):
         volume_mounts: Mapping[str, Volume | str] | None = None,
         on_timeout: Literal["kill", "pause"] = "kill",
         auto_resume: bool = False,
+        keep_memory: bool = True,
         isolation: str | None = None,
         idle_after: int | None = None,
         on_idle: Literal["freeze", "pause"] = "freeze",
@@ -122,6 +123,8 @@ class Sandbox(CodeInterpreter):
             volume_mounts: Volumes, or their names, by the absolute paths where they are shown.
             on_timeout: What becomes of it when its time is over.
             auto_resume: Whether a request for it has it run again when it is paused.
+            keep_memory: Whether processes go on after a pause at its time-out; otherwise its files are there
+                alone, which every isolation can.
             isolation: `gvisor` gives it a kernel of its own; None for what the template and the server say.
             idle_after: Seconds without anything happening in it until it rests; the next request has it go
                 on. 0 for never, None for what the server's settings say.
@@ -144,7 +147,7 @@ class Sandbox(CodeInterpreter):
         if volume_mounts:
             names = {path: at if isinstance(at, str) else at.name for path, at in volume_mounts.items()}
             body["volumeMounts"] = _volume_requests.mounts_body(names)
-        body |= _requests.lifecycle_body(on_timeout, auto_resume)
+        body |= _requests.lifecycle_body(on_timeout, auto_resume, keep_memory=keep_memory)
         if isolation is not None:
             body["isolation"] = isolation
         if idle_after is not None:
@@ -223,13 +226,18 @@ class Sandbox(CodeInterpreter):
         return keeping.snapshot_of(client, self.sandbox_id, name, memory=memory)
 
     def fork(
-        self, count: int = 1, timeout: int | None = None, **options: Unpack[ConnectionOptions]
+        self,
+        count: int = 1,
+        timeout: int | None = None,
+        memory: bool = True,
+        **options: Unpack[ConnectionOptions],
     ) -> list[Self | ClocheError]:
         """Make sandboxes that go on from where this one is now; it runs on itself.
 
         Args:
             count: How many, 1 to 100.
             timeout: Seconds that each lives.
+            memory: Whether its processes go on in them; otherwise only its files are there.
             options: Where the server is and who asks.
 
         Returns:
@@ -237,9 +245,11 @@ class Sandbox(CodeInterpreter):
 
         Raises:
             SandboxNotFound: It has ended.
-            InvalidArgument: `count` is out of range, or the server's isolation cannot.
+            InvalidArgument: `count` is out of range, or the server's isolation cannot; the message names one
+                that can.
         """
-        made = keeping.forks_of(self._client.with_options(options), self.sandbox_id, count, timeout)
+        client = self._client.with_options(options)
+        made = keeping.forks_of(client, self.sandbox_id, count, timeout, memory=memory)
         resolved = self._client.with_options(options).connection
         return [one if isinstance(one, ClocheError) else self.of(Client(resolved), one) for one in made]
 

@@ -55,7 +55,7 @@ class ForkEndpoints:
             raise InvalidArgument(f"Count cannot be greater than {MAX_FORKS}")
         check_timeout(body.timeout, self._limits)
         parent = await live_sandbox(self._control, call)
-        snapshot = new_snapshot(self._control, parent, is_temporary=True)
+        snapshot = new_snapshot(self._control, parent, has_memory=body.memory, is_temporary=True)
         with self._control.creations.hold(snapshot.id):
             async with self._control.pauses.of(parent.id):
                 parent = await live_sandbox(self._control, call)

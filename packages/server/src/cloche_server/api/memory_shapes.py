@@ -26,6 +26,8 @@ class ForkBody(msgspec.Struct, frozen=True):
 
     timeout: int = 15
     count: int = 1
+    memory: bool = True
+    """Ours: whether processes go on in the copies; otherwise they have the files alone, and start anew."""
 
 
 class SnapshotBody(msgspec.Struct, frozen=True):

@@ -27,6 +27,8 @@ class Origin(NamedTuple):
     snapshot_id: SnapshotId | None = None
     parent_id: str | None = None
     """What the snapshot was taken of."""
+    has_memory: bool = False
+    """Whether the snapshot holds processes, which only the isolation that ran them can have go on."""
 
 
 async def resolve_origin(control: ControlPlane, caller: Caller, reference: str) -> Origin:
@@ -63,10 +65,10 @@ def settle_isolation(config: Config, origin: Origin, asked: str) -> str:
     """Return how a sandbox made of that is isolated; `asked` is empty where its creator does not mind.
 
     Raises:
-        InvalidArgument: There is no such isolation, or a snapshot is of another.
+        InvalidArgument: There is no such isolation, or a snapshot holds memory of another.
         PermissionDenied: It is weaker than the operator permits.
     """
-    if origin.snapshot_id is not None and asked not in ("", origin.isolation):
+    if origin.has_memory and asked not in ("", origin.isolation):
         message = f"a snapshot keeps the isolation it was taken with: {origin.isolation}"
         raise InvalidArgument(message, hint="leave isolation out")
     return isolation_choice.settle(asked, origin.isolation, config.isolation, config.allow_isolation)
@@ -98,4 +100,5 @@ def _of_snapshot(snapshot: SnapshotRecord) -> Origin:
         snapshot.isolation,
         snapshot.id,
         snapshot.sandbox_id,
+        snapshot.has_memory,
     )
