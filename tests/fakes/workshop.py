@@ -22,6 +22,10 @@ class FakeBench:
         if "id -un" in " ".join(command.argv):  # the program that finds or makes a user
             await on_line("stdout", words)
             return 0
+        if "getent passwd" in " ".join(command.argv):  # the one that says where a user is at home
+            for home in workshop.homes.get(words, ()):
+                await on_line("stdout", home)
+            return 0
         for line in workshop.prints.get(words, ()):
             await on_line("stdout", line)
         if workshop.gate is not None and words in workshop.waits:
@@ -48,6 +52,8 @@ class FakeWorkshop:
     def __init__(self) -> None:
         self.prints: dict[str, list[str]] = {}
         """What a command writes, by its last word."""
+        self.homes = {"user": ["/home/user"], "root": ["/root"], "worker": ["/home/worker"]}
+        """What the image says of its users."""
         self.fails: dict[str, int] = {}
         """The exit status of a command that fails."""
         self.breaks: dict[str, ClocheError] = {}
@@ -64,6 +70,7 @@ class FakeWorkshop:
         self.committed = 0
         self.published: list[Finished] = []
         self.removed: list[str] = []
+        self.squashed: list[tuple[str, ...]] = []
 
     @property
     def commands(self) -> list[str]:
@@ -83,6 +90,10 @@ class FakeWorkshop:
         if self.fails_publish is not None:
             raise self.fails_publish
         self.published.append(finished)
+
+    async def squash(self, team_id: str, layers: tuple[str, ...]) -> Layer:
+        self.squashed.append(layers)
+        return Layer(f"squashed{len(self.squashed)}", 1, 1)
 
     async def remove(self, build_id: str) -> None:
         self.removed.append(build_id)

@@ -116,6 +116,37 @@ def test_a_build_that_is_known_runs_nothing(cli: Cli, folder: Path) -> None:
     assert "CACHED COPY_FROM" in build(cli, folder, "known")
 
 
+def build_by_steps(server: Server, name: str, **description: object) -> list[str]:
+    """Build over REST; the lines of its log."""
+    asked = server.request("POST", "/v3/templates", json={"name": name, "memoryMB": 512}).json()
+    path = f"/templates/{asked['templateID']}/builds/{asked['buildID']}"
+    assert server.request("POST", f"/v2{path}", json=description).status_code == 202
+
+    def status() -> dict[str, Any]:
+        return server.request("GET", f"{path}/status").json()
+
+    until(lambda: status()["status"] in ("ready", "error"), within_s=240, what="the end of the build")
+    found = status()
+    assert found["status"] == "ready", found
+    pages = (server.request("GET", f"{path}/logs?limit=100").json()["logs"],)
+    return [entry["message"] for page in pages for entry in page]
+
+
+def test_a_template_of_a_long_template_has_more_steps_than_a_root_has_layers(own_server: Server) -> None:
+    """60 steps over 60: each is there, and none is run again."""
+    for name, base in (("long", {}), ("longer", {"fromTemplate": "long"})):
+        commands = [f"echo {name} > /srv/{name}-{number}" for number in range(60)]
+        steps = [{"type": "RUN", "args": [command, "root"]} for command in [*commands, f"rm /srv/{name}-0"]]
+        build_by_steps(own_server, name, steps=steps, **base)
+    lines = build_by_steps(own_server, "longer", steps=steps, fromTemplate="long")
+    assert sum("CACHED" in line for line in lines) == 61
+    sandbox = connect_options(own_server, Sandbox.create, "longer")
+    try:
+        assert sandbox.commands.run("ls /srv | wc -l; cat /srv/* | sort -u").stdout == "118\nlong\nlonger\n"
+    finally:
+        sandbox.kill()
+
+
 def test_what_there_is_is_listed_shown_and_deleted(cli: Cli, folder: Path) -> None:
     (folder / "Dockerfile").write_text(steps("RUN echo some > /etc/some", "USER root"))
     build(cli, folder, "listed")

@@ -7,7 +7,8 @@ import pytest
 from tests.fakes.workshop import FakeWorkshop
 
 from cloche_server.templates import copying
-from cloche_server.templates.build import Base, Builder, BuildFailed, Kept, Target
+from cloche_server.templates.build import MOST_LAYERS, Base, Builder, Kept, Target
+from cloche_server.templates.step_run import BuildFailed
 from cloche_server.templates.steps import Context, Description, Stage, Step
 from cloche_server.templates.workshop import Finished
 from cloche_wire.errors import DeadlineExceeded, InvalidArgument, TemplateNotFound, Unauthenticated
@@ -22,13 +23,14 @@ class Around:
     """What a builder speaks to beside the workshop: bases, memory, log."""
 
     def __init__(self) -> None:
+        self.base = BASE
         self.kept: dict[str, Kept] = {}
         self.lines: list[tuple[str, str, str]] = []
 
     async def of_template(self, reference: str) -> Base:
         if reference != "base":
             raise TemplateNotFound(f"template '{reference}' not found")
-        return BASE
+        return self.base
 
     async def of_image(self, description: Description) -> Base:
         assert description.from_image == "e2bdev/base"
@@ -125,6 +127,45 @@ async def test_what_has_run_before_does_not_run_again(
     assert made.layers[1:] == before.layers[1:]
 
 
+async def test_a_long_chain_is_squashed_and_its_base_stays_shared(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    many = described(*(Step("RUN", [str(number)]) for number in range(250)))
+    made = await build(workshop, around, many, tmp_path)
+    assert len(workshop.settings) == 250, "each step has a sandbox of its own"
+    assert max(len(setting.layers) for setting in workshop.settings) == MOST_LAYERS
+    assert made.layers[-1] == "root"
+    assert [len(layers) for layers in workshop.squashed] == [MOST_LAYERS] * 2
+    assert workshop.squashed[1][-1] == "squashed1"
+    assert "root" not in {layer for layers in workshop.squashed for layer in layers}
+    again = await build(workshop, around, many, tmp_path)
+    assert again.layers == made.layers
+    assert len(workshop.squashed) == 2, "what was squashed is known with its step"
+
+
+@pytest.mark.parametrize(("depth", "squashed"), [(80, [50]), (60, [31])])
+async def test_a_template_of_a_template_of_a_template_never_has_too_many_layers(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path, depth: int, squashed: list[int]
+) -> None:
+    """Of its base's layers only where its own are too few to make room."""
+    around.base = BASE._replace(layers=tuple(f"base{number}" for number in range(depth)))
+    steps = [Step("RUN", [str(number)]) for number in range(35)]
+    made = await build(workshop, around, described(*steps, from_template="base"), tmp_path)
+    assert [len(layers) for layers in workshop.squashed] == squashed
+    assert len(made.layers) <= MOST_LAYERS
+    assert made.layers[-1] == f"base{depth - 1}"
+
+
+async def test_a_base_without_room_for_a_step_is_squashed_once(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    around.base = BASE._replace(layers=tuple(f"base{number}" for number in range(99)))
+    for word in ("one", "two"):
+        await build(workshop, around, described(Step("RUN", [word]), from_template="base"), tmp_path)
+    assert [len(layers) for layers in workshop.squashed] == [50]
+    assert {len(setting.layers) for setting in workshop.settings} == {50}
+
+
 async def test_force_runs_a_step_and_all_after_it_again(
     workshop: FakeWorkshop, around: Around, tmp_path: Path
 ) -> None:
@@ -160,6 +201,29 @@ async def test_files_go_where_the_step_says(workshop: FakeWorkshop, around: Arou
         (".", "/x", "a:b", ""),
     ]
     assert workshop.copied[0].archive == tmp_path / HASH
+
+
+async def test_relative_paths_begin_where_the_image_says_that_a_user_is_at_home(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    """System users are at home elsewhere than below /home; and who has no home has no relative paths."""
+    workshop.homes["daemon"] = ["/usr/sbin"]
+    steps = [Step("USER", ["daemon"]), Step("COPY", ["a", "b", "", ""], HASH), Step("WORKDIR", ["deeper"])]
+    made = await build(workshop, around, described(*steps), tmp_path)
+    assert [copied.target for copied in workshop.copied] == ["/usr/sbin/b"]
+    assert (made.default_user, made.default_workdir) == ("daemon", "/usr/sbin/deeper")
+    steps = [Step("USER", ["nobody"]), Step("COPY", ["a", "b", "", ""], HASH)]
+    with pytest.raises(BuildFailed, match="nobody") as failed:
+        await build(workshop, around, described(*steps), tmp_path)
+    assert failed.value.step == "2"
+
+
+async def test_without_a_folder_of_their_own_sandboxes_begin_at_home(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    """Wherever that is: the agent asks the image."""
+    made = await build(workshop, around, described(Step("USER", ["worker"])), tmp_path)
+    assert (made.default_user, made.default_workdir) == ("worker", "")
 
 
 @pytest.mark.parametrize(
@@ -244,13 +308,12 @@ async def test_steps_and_sandboxes_have_the_strongest_isolation_that_is_asked_fo
     workshop: FakeWorkshop,
     around: Around,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     asked: str,
     of_base: str,
     expected: str,
 ) -> None:
     """By the description, or by what it is made from."""
-    monkeypatch.setitem(globals(), "BASE", BASE._replace(isolation=of_base))
+    around.base = BASE._replace(isolation=of_base)
     step = Step("RUN", ["one"])
     made = await build(workshop, around, described(step, from_template="base", isolation=asked), tmp_path)
     assert made.isolation == expected

@@ -25,7 +25,8 @@ from cloche_server.ids import TeamId
 from cloche_server.store.builds import BuildRecord
 from cloche_server.store.cached_steps import CachedStep, CachedSteps
 from cloche_server.store.store import Store
-from cloche_server.templates.build import Builder, BuildFailed, Kept, Target
+from cloche_server.templates.build import Builder, Kept, Target
+from cloche_server.templates.step_run import BuildFailed
 from cloche_server.templates.steps import Context, Description
 from cloche_server.templates.workshop import Finished, Workshop
 

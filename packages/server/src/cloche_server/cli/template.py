@@ -135,7 +135,7 @@ def _print_layers(config: Config, build_id: str) -> None:
         rows.append([name, *sizes])
     _print_table(rows)
     note("")
-    note(f"user      {made.default_user} in {made.default_workdir}")
+    note(f"user      {made.default_user} in {made.default_workdir or 'its home'}")
     note(f"start     {made.start_cmd or '-'}")
     note(f"ready     {made.ready_cmd or '-'}")
     for warning in made.warnings:

@@ -17,6 +17,8 @@ publish       PublishBuild   {}, then events `line` (BuildLine) of its start com
                              is no manifest), NotFound (a layer), AlreadyExists, NotEnoughSpace
 unpublish     RemoveBuild    {}             one that is not there is a success; sandboxes of it live on
 layers        {}             [LayerMade]    all that are kept
+squash        SquashLayers   LayerMade      raises NotFound (a layer), InvalidArgument, TooLarge,
+                             NotEnoughSpace
 prune_layers  PruneLayers    Pruned
 """
 
@@ -117,6 +119,15 @@ class LayerMade(msgspec.Struct, frozen=True):
     """Files, folders and links."""
     team_id: str
     created_at: datetime
+
+
+class SquashLayers(msgspec.Struct, frozen=True):
+    """Make one layer of several, which stay."""
+
+    team_id: str
+    layers: tuple[str, ...]
+    """Names of layers that lie directly over each other, uppermost first."""
+    max_bytes: int = 20 << 30
 
 
 class PublishBuild(msgspec.Struct, frozen=True):

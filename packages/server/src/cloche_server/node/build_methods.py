@@ -6,7 +6,7 @@ import msgspec
 
 from cloche_server import link
 from cloche_server.node import build_messages as messages
-from cloche_server.node import builds, kill, pruning, publishing
+from cloche_server.node import builds, kill, pruning, publishing, squashing
 from cloche_server.node.machine import Machine
 
 
@@ -43,19 +43,25 @@ def of(machine: Machine) -> dict[str, link.Method]:
         await publishing.unpublish(machine, link.decode(params, messages.RemoveBuild))
         return link.Answer({})
 
-    async def list_layers(_: msgspec.Raw) -> link.Answer:
-        return link.Answer([builds.shown(layer) for layer in machine.layers.all()])
-
-    async def prune(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(pruning.prune(machine, link.decode(params, messages.PruneLayers)))
-
     return {
-        "layers": list_layers,
-        "prune_layers": prune,
         "build_open": open_build,
         "build_run": run,
         "build_put": put,
         "build_commit": commit,
         "publish": publish,
         "unpublish": unpublish,
+        **_of_layers(machine),
     }
+
+
+def _of_layers(machine: Machine) -> dict[str, link.Method]:
+    async def list_layers(_: msgspec.Raw) -> link.Answer:
+        return link.Answer([builds.shown(layer) for layer in machine.layers.all()])
+
+    async def prune(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(pruning.prune(machine, link.decode(params, messages.PruneLayers)))
+
+    async def squash(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await squashing.squash(machine, link.decode(params, messages.SquashLayers)))
+
+    return {"layers": list_layers, "prune_layers": prune, "squash": squash}

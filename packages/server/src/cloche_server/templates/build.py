@@ -6,8 +6,6 @@ sandbox costs more than they do. What they and it leave is one layer, known by t
 
 from __future__ import annotations
 
-import shlex
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -15,6 +13,7 @@ import msgspec
 from cloche_server import isolation_choice
 from cloche_server.templates import copying
 from cloche_server.templates import steps as words
+from cloche_server.templates.step_run import BuildFailed, Log, StepRun, with_words
 from cloche_server.templates.steps import (
     BASE_STEP,
     DEFAULT_READY,
@@ -23,26 +22,18 @@ from cloche_server.templates.steps import (
     Description,
     Step,
 )
-from cloche_server.templates.workshop import Bench, Command, CopyIn, Finished, Setting, Workshop
-from cloche_wire.errors import ClocheError, Unauthenticated
+from cloche_server.templates.workshop import Command, Finished, Setting, Workshop
+from cloche_wire.errors import ClocheError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 DEFAULT_IMAGE = "e2bdev/base"
-_MOST_LAYERS = 90
-"""From there on all steps that are left share a sandbox, and so a layer: one root has no more than 100."""
-
-
-class BuildFailed(Exception):  # noqa: N818 -- it says what has happened, and is shown to the template's author
-    """A build cannot go on."""
-
-    def __init__(self, message: str, step: str) -> None:
-        """Say why, and where: `base`, the number of a step, or `finalize`."""
-        super().__init__(message)
-        self.message = message
-        self.step = step
+MOST_LAYERS = 90
+"""A chain that has more is squashed: one root has no more than 100, and a step needs some over it."""
+_LEAST_OWN, _SQUASHED = 20, 50
+"""Only what this build has added is squashed where that is enough; else so many layers, its base's too."""
 
 
 class Base(NamedTuple):
@@ -99,14 +90,6 @@ class Memory(Protocol):
         ...
 
 
-class Log(Protocol):
-    """What the template's author sees of a build."""
-
-    async def write(self, message: str, step: str, level: str = "info") -> None:
-        """Add a line."""
-        ...
-
-
 class Target(NamedTuple):
     """Which build is made."""
 
@@ -122,6 +105,8 @@ class _State(NamedTuple):
     key: str
     layers: tuple[str, ...]
     context: Context
+    shared: frozenset[str] = frozenset()
+    """Layers of its base, which other templates have too."""
 
 
 class Builder:
@@ -173,7 +158,35 @@ class Builder:
         except ClocheError as error:
             raise BuildFailed(_told(error), BASE_STEP) from error
         self._isolation = isolation_choice.stronger(self._isolation, base.isolation)
-        return _State(base.key, base.layers, base.context), base
+        return await self._short_base(base), base
+
+    async def _short_base(self, base: Base) -> _State:
+        """A base, squashed where it leaves no room for steps; the next build of it takes the same layers."""
+        # A template and the image that it stands for are the same files, where relative paths may differ.
+        key = words.key_of(base.key, base.context.user, base.context.workdir)
+        state = _State(key, base.layers, base.context, frozenset(base.layers))
+        if len(base.layers) <= MOST_LAYERS:
+            return state
+        key = words.key_of(state.key, "squashed")
+        kept = await self._memory.find(key)
+        if kept is None:
+            try:
+                kept = Kept(await self._squashed(state, base.layers, BASE_STEP), base.context)
+            except ClocheError as error:
+                raise BuildFailed(_told(error), BASE_STEP) from error
+            await self._memory.keep(key, kept)
+        return state._replace(layers=kept.layers, shared=frozenset(kept.layers))
+
+    async def _squashed(self, state: _State, layers: tuple[str, ...], step: str) -> tuple[str, ...]:
+        """A chain short enough for one more step, of the same content."""
+        while len(layers) > MOST_LAYERS:
+            found = (number for number, name in enumerate(layers) if name in state.shared)
+            own = next(found, len(layers) - 1)
+            count = own if own >= _LEAST_OWN else _SQUASHED
+            layer = await self._workshop.squash(self._target.team_id, layers[:count])
+            await self._log.write(f"{count} layers became one: {layer.size_bytes >> 20} MiB", step, "debug")
+            layers = (layer.layer_id, *layers[count:])
+        return layers
 
     async def _run(self, state: _State, steps: Sequence[Step], title: str, *, forced: bool) -> _State:
         waiting: list[tuple[int, Step]] = []
@@ -186,7 +199,7 @@ class Builder:
                 waiting = []
                 continue
             waiting.append((number, step))
-            if step.changes_files and len(state.layers) < _MOST_LAYERS:
+            if step.changes_files:
                 state = await self._segment(state, waiting, len(steps), title, forced=forced)
                 waiting = []
         return await self._segment(state, waiting, len(steps), title, forced=forced) if waiting else state
@@ -200,27 +213,27 @@ class Builder:
         for number, step in numbered if kept else ():
             await self._announce(number, step, total, title, "CACHED ")
         if kept is not None:
-            return _State(key, kept.layers, kept.context)
+            return state._replace(key=key, layers=kept.layers, context=kept.context)
         context, layers = state.context, state.layers
         if all(step.kind in {"ENV", "ARG", "SHELL"} for _, step in numbered):
             for number, step in numbered:
                 await self._announce(number, step, total, title)
-                context = _with_words(context, step)
-            return _State(key, layers, context)
+                context = with_words(context, step)
+            return state._replace(key=key, context=context)
         last = str(numbered[0][0])
         try:
             async with self._workshop.bench(self._setting(layers)) as bench:
                 for number, step in numbered:
                     last = str(number)
                     await self._announce(number, step, total, title)
-                    context = await _Run(bench, self._log, self._uploads, last).step(context, step)
+                    context = await StepRun(bench, self._log, self._uploads, last).step(context, step)
                 layer = await bench.commit()
+            if layer.entries:
+                layers = await self._squashed(state, (layer.layer_id, *layers), last)
         except ClocheError as error:
             raise BuildFailed(_told(error), last) from error
-        if layer.entries:
-            layers = (layer.layer_id, *layers)
         await self._memory.keep(key, Kept(layers, context))
-        return _State(key, layers, context)
+        return state._replace(key=key, layers=layers, context=context)
 
     async def _copy_from(self, state: _State, number: int, step: Step, total: int, *, forced: bool) -> _State:
         """Gather files in a sandbox of the other stage, then put them to their place in one of this stage.
@@ -229,28 +242,29 @@ class Builder:
         has changed is.
         """
         stage_name, source, target, owner, mode = step.args
-        stage, target = self._stages[stage_name], _absolute(target, state.context)
+        stage = self._stages[stage_name]
         key = words.key_of(state.key, stage.key, source, target, owner, mode)
         kept = None if forced else await self._memory.find(key)
         await self._announce(number, step, total, "", "CACHED " if kept else "")
         if kept is not None:
-            return _State(key, kept.layers, kept.context)
+            return state._replace(key=key, layers=kept.layers)
         try:
             gathered = await self._gather(stage, source, str(number))
             async with self._workshop.bench(self._setting((gathered, *state.layers))) as bench:
-                run = _Run(bench, self._log, self._uploads, str(number))
+                run = StepRun(bench, self._log, self._uploads, str(number))
+                target = await run.absolute(target, state.context)
                 argv = ["/bin/sh", "-euc", copying.PLACE, "sh", target, owner, mode]
                 await run.checked(Command(argv, "root", "/"), f"copy {source} from {stage_name}")
                 layer = await bench.commit()
+            layers = await self._squashed(state, (layer.layer_id, *state.layers), str(number))
         except ClocheError as error:
             raise BuildFailed(_told(error), str(number)) from error
-        layers = (layer.layer_id, *state.layers)
         await self._memory.keep(key, Kept(layers, state.context))
-        return _State(key, layers, state.context)
+        return state._replace(key=key, layers=layers)
 
     async def _gather(self, stage: _State, source: str, number: str) -> str:
         async with self._workshop.bench(self._setting(stage.layers)) as bench:
-            run = _Run(bench, self._log, self._uploads, number)
+            run = StepRun(bench, self._log, self._uploads, number)
             argv = ["/bin/sh", "-euc", copying.GATHER, "sh", source]
             await run.checked(Command(argv, "root", "/"), f"find {source}")
             return (await bench.commit()).layer_id
@@ -281,7 +295,7 @@ class Builder:
             target.cpu_count,
             target.memory_mib,
             context.user,
-            context.workdir or _home_of(context.user),
+            context.workdir,
             context.env,
             start,
             ready or (DEFAULT_READY if start else ""),
@@ -297,126 +311,6 @@ class Builder:
         except ClocheError as error:
             raise BuildFailed(_told(error), FINAL_STEP) from error
         return finished
-
-
-class _Run:
-    """One step on a bench."""
-
-    def __init__(self, bench: Bench, log: Log, uploads: Path, number: str) -> None:
-        self._bench = bench
-        self._log = log
-        self._uploads = uploads
-        self._number = number
-
-    async def step(self, context: Context, step: Step) -> Context:
-        match step.kind:
-            case "RUN":
-                user = step.args[1] if len(step.args) > 1 and step.args[1] else context.user
-                command = Command([*context.shell, step.args[0]], user, context.workdir, context.variables)
-                await self.checked(command, step.args[0])
-                return context
-            case "EXEC":
-                command = Command(step.args, context.user, context.workdir, context.variables)
-                await self.checked(command, shlex.join(step.args))
-                return context
-            case "COPY" | "ADD":
-                await self._bench.copy_in(self._copy(context, step))
-                return context
-            case "WORKDIR":
-                return await self._workdir(context, step.args[0])
-            case "USER":
-                return await self._user(context, step.args[0])
-            case _:
-                return _with_words(context, step)
-
-    def _copy(self, context: Context, step: Step) -> CopyIn:
-        source, target, owner, mode = [*step.args, "", ""][:4]
-        owner = owner or context.user
-        return CopyIn(
-            self._uploads / step.files_hash,
-            _before_wildcards(source),
-            _absolute(words.expand(target, context.variables), context),
-            owner if ":" in owner else f"{owner}:{owner}",
-            mode,
-        )
-
-    async def _workdir(self, context: Context, path: str) -> Context:
-        folder = _absolute(words.expand(path, context.variables), context).rstrip("/") or "/"
-        argv = ["/bin/sh", "-euc", _MAKE_WORKDIR, "sh", folder, context.user]
-        await self.checked(Command(argv, "root", "/"), f"mkdir -p {shlex.quote(folder)}")
-        return msgspec.structs.replace(context, workdir=folder)
-
-    async def _user(self, context: Context, name: str) -> Context:
-        said: list[str] = []
-
-        async def on_line(stream: str, line: str) -> None:
-            if stream == "stdout":
-                said.append(line)
-            else:
-                await self._log.write(line, self._number, "warn")
-
-        argv = ["/bin/sh", "-euc", _FIND_OR_MAKE_USER, "sh", name.partition(":")[0]]
-        status = await self._bench.run(Command(argv, "root", "/"), on_line)
-        if status != 0 or not said:
-            raise BuildFailed(f"cannot be or become a user: {name}: exit status {status}", self._number)
-        return msgspec.structs.replace(context, user=said[-1])
-
-    async def checked(self, command: Command, shown: str) -> None:
-        """Run it, log what it writes, and fail the build when it fails."""
-
-        async def on_line(stream: str, line: str) -> None:
-            await self._log.write(line, self._number, "warn" if stream == "stderr" else "info")
-
-        try:
-            status = await self._bench.run(command, on_line)
-        except Unauthenticated as error:  # no such user; worded as clients know it
-            told = f"command failed: {error.connect_code}: {error.message}"
-            raise BuildFailed(f"failed to run command '{shown}': {told}", self._number) from error
-        if status != 0:
-            raise BuildFailed(f"failed to run command '{shown}': exit status {status}", self._number)
-
-
-_MAKE_WORKDIR = """
-new= at=$1
-while [ ! -d "$at" ]; do new=$at at=$(dirname "$at"); done
-[ -z "$new" ] || { mkdir -p "$1"; chown -R "$2:" "$new"; }
-"""
-_FIND_OR_MAKE_USER = """
-id -u "$1" >/dev/null 2>&1 || {
-    if command -v useradd >/dev/null 2>&1
-    then useradd --create-home --shell "$(command -v bash || echo /bin/sh)" "$1" >&2
-    else adduser -D "$1" >&2
-    fi
-}
-id -un "$1"
-"""
-
-
-def _with_words(context: Context, step: Step) -> Context:
-    if step.kind == "SHELL":
-        return msgspec.structs.replace(context, shell=tuple(step.args))
-    pairs = zip(step.args[::2], step.args[1::2], strict=True)
-    given = {name: words.expand(value, context.variables) for name, value in pairs}
-    if step.kind == "ARG":
-        return msgspec.structs.replace(context, args=context.args | given)
-    return msgspec.structs.replace(context, env=context.env | given)
-
-
-def _before_wildcards(source: str) -> str:
-    """The folder or file that a pattern starts at, as clients name it in their archives."""
-    parts = PurePosixPath(source).parts
-    plain = next((number for number, part in enumerate(parts) if set(part) & set("*?[{")), len(parts))
-    return str(PurePosixPath(*parts[:plain])) if plain else "."
-
-
-def _absolute(path: str, context: Context) -> str:
-    folder = context.workdir or _home_of(context.user)
-    joined = PurePosixPath(folder, path)
-    return f"{joined}/" if path.endswith("/") and str(joined) != "/" else str(joined)
-
-
-def _home_of(user: str) -> str:
-    return "/root" if user in {"root", "0"} else f"/home/{user}"
 
 
 def _told(error: ClocheError) -> str:

@@ -24,6 +24,7 @@ from cloche_server.node.build_messages import (
     PutInBuild,
     RemoveBuild,
     RunInBuild,
+    SquashLayers,
 )
 from cloche_server.templates.manifest import Manifest
 from cloche_server.templates.workshop import Command, CopyIn, Finished, Layer, OnLine, Setting
@@ -32,6 +33,7 @@ from cloche_wire.errors import DeadlineExceeded, Unavailable
 COPY_TIMEOUT_S = 1800.0
 """For an archive to be unpacked."""
 COMMIT_TIMEOUT_S = 600.0
+SQUASH_TIMEOUT_S = 1800.0
 CALL_TIMEOUT_S = 60.0
 
 
@@ -68,6 +70,12 @@ class NodeWorkshop:
                 if isinstance(event, tuple) and event[0] == "line":
                     line = msgspec.json.decode(event[1], type=BuildLine)
                     await on_line(line.stream, line.text)
+
+    async def squash(self, team_id: str, layers: tuple[str, ...]) -> Layer:
+        """See `workshop.Workshop.squash`."""
+        order = SquashLayers(team_id, layers)
+        made = await _call(self._node, "squash", order, LayerMade, SQUASH_TIMEOUT_S)
+        return Layer(made.layer_id, made.size_bytes, made.entries)
 
     async def remove(self, build_id: str) -> None:
         """See `workshop.Workshop.remove`."""

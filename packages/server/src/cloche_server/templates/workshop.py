@@ -140,6 +140,16 @@ class Workshop(Protocol):
         """
         ...
 
+    async def squash(self, team_id: str, layers: tuple[str, ...]) -> Layer:
+        """Make one layer of several that lie over each other, uppermost first; they stay.
+
+        Raises:
+            TooLarge: They are larger together than a layer may be.
+            NotEnoughSpace: The disk is too full.
+            Unavailable: The node does not answer.
+        """
+        ...
+
     async def remove(self, build_id: str) -> None:
         """Take away a published build; sandboxes that were made of it live on. Idempotent."""
         ...

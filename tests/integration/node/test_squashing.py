@@ -1,0 +1,65 @@
+"""Layers made one by a node: what a sandbox over the new one sees, and what is left of one that failed."""
+
+import pytest
+from tests.integration.node.building import building, layer_files
+from tests.integration.node.conftest import NEEDS_A_NODE, NodeProcess, newest_build
+
+from cloche_server.node import build_messages as messages
+from cloche_wire.errors import ClocheError, InvalidArgument, NotFound, TooLarge
+
+pytestmark = [pytest.mark.anyio, NEEDS_A_NODE]
+
+LOOK = "cat /kept /both; ls /folder; test ! -e /etc/motd; stat -c '%U %a' /kept; stat -c %h /one"
+
+
+async def squash(node: NodeProcess, *layers: str, **changes: int) -> messages.LayerMade:
+    request = messages.SquashLayers("team", layers, **changes)
+    return await node.call("squash", request, messages.LayerMade)
+
+
+async def chain(node: NodeProcess, *scripts: str) -> list[str]:
+    """What these leave one after the other, uppermost first."""
+    layers: list[str] = []
+    for script in scripts:
+        async with building(node, *layers) as build:
+            assert (await build.shell(script)).status == 0
+            layers.insert(0, (await build.commit()).layer_id)
+    return layers
+
+
+async def test_a_sandbox_over_the_one_layer_sees_what_it_saw_over_all_of_them(node: NodeProcess) -> None:
+    """Content, owners, links, what was removed and what was made anew; the old layers stay as they are."""
+    layers = await chain(
+        node,
+        "mkdir /folder; echo old >/folder/old; echo first >/both; rm /etc/motd; echo gone >/gone",
+        "rm -r /folder; mkdir /folder; echo new >/folder/new; rm /gone; echo some >/one; ln /one /two",
+        "echo x >/kept; chown user /kept; chmod 4711 /kept; echo second >>/both",
+    )
+    async with building(node, *layers) as build:
+        before = await build.shell(LOOK)
+    made = await squash(node, *layers)
+    assert (made.team_id, made.entries > 0) == ("team", True)
+    async with building(node, made.layer_id) as build:
+        after = await build.shell(f"{LOOK}; test ! -e /gone")
+    assert (before.status, before) == (0, after)
+    assert before.stdout == ["x", "first", "second", "new", "user 4711", "2"]
+    old = [one for one in await node.call("layers", {}, list[messages.LayerMade]) if one.layer_id in layers]
+    assert len(old) == 3
+    assert (layer_files(node, old[0]) / "both").read_text() == "first\n"
+
+
+@pytest.mark.parametrize("case", ["one", "root", "unknown", "large"])
+async def test_what_cannot_be_made_one_is_refused_and_leaves_nothing(node: NodeProcess, case: str) -> None:
+    """By its type, and no layer is half there."""
+    layers = await chain(node, "head -c 300000 /dev/urandom >/a", "echo b >/b")
+    asked: dict[str, tuple[list[str], int, type[ClocheError]]] = {
+        "one": (layers[:1], 1 << 30, InvalidArgument),
+        "root": ([layers[0], newest_build()], 1 << 30, InvalidArgument),
+        "unknown": ([layers[0], f"layer-{'0' * 32}"], 1 << 30, NotFound),
+        "large": (layers, 100_000, TooLarge),
+    }
+    names, limit, error = asked[case]
+    before = sorted(path.name for path in (node.state / "layers").iterdir())
+    with pytest.raises(error):
+        await squash(node, *names, max_bytes=limit)
+    assert sorted(path.name for path in (node.state / "layers").iterdir()) == before
