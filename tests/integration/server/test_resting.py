@@ -95,7 +95,7 @@ def test_cache_of_a_frozen_one_is_given_back(server: Server, sandboxes: MakeSand
 
 def _cached(stat: str) -> int:
     fields = dict(line.split() for line in stat.splitlines())
-    return int(fields.get("total_cache") or fields["file"])
+    return sum(int(fields.get(f"total_{name}") or fields[name]) for name in ("inactive_file", "active_file"))
 
 
 def test_node_that_is_killed_loses_no_frozen_sandbox(own_server: Server) -> None:

@@ -184,7 +184,7 @@ def test_usage_is_read_from_either_version(split: cgroups.Hierarchy, tmp_path: P
         folder.mkdir(parents=True)
         (folder / file).write_text(f"{value}\n")
     stat = tmp_path / "memory" / "cloche-0" / ID / "memory.stat"
-    stat.write_text("cache 5\nrss 6\nhierarchical_memory_limit 7\ntotal_cache 1024\n")
+    stat.write_text("inactive_file 5\ntotal_cache 2000\ntotal_inactive_file 1000\ntotal_active_file 24\n")
     assert cgroups.SandboxGroups(split, "cloche-0").usage(ID) == (4096, 2.5, 7, 1024)
 
 
@@ -194,7 +194,9 @@ def test_usage_of_the_second_version_finds_its_field(unified: cgroups.Hierarchy,
     (folder / "memory.current").write_text("4096\n")
     (folder / "pids.current").write_text("7\n")
     (folder / "cpu.stat").write_text("user_usec 1\nusage_usec 1500000\nsystem_usec 2\n")
-    (folder / "memory.stat").write_text("anon 3072\nkernel_file 5\nfile 1024\n")
+    (folder / "memory.stat").write_text(
+        "anon 3072\nkernel_file 5\nfile 2000\ninactive_file 1000\nactive_file 24\n"
+    )
     assert cgroups.SandboxGroups(unified, "cloche-0").usage(ID) == (4096, 1.5, 7, 1024)
 
 
@@ -305,7 +307,7 @@ def test_memory_is_asked_back_as_each_version_has_it(
     assert (tmp_path / "memory" / "cloche-0" / ID / "memory.force_empty").read_text() == "0"
     folder = tmp_path / "cloche-0" / ID
     folder.mkdir(parents=True)
-    (folder / "memory.stat").write_text("anon 3072\nfile 1024\n")
+    (folder / "memory.stat").write_text("anon 3072\nfile 2000\ninactive_file 1024\n")
     cgroups.SandboxGroups(unified, "cloche-0").reclaim(ID)
     assert (folder / "memory.reclaim").read_text() == "1024"
 

@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloche_agent.activity import ActivityHandler
@@ -86,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getpid() == 1:
         # SAFETY: the token lies in this memory; nothing in the sandbox may trace it or read it through /proc.
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        # What gVisor finds in an empty /tmp, so that it does not take it for a place to mount memory at; see
+        # `cloche_server.isolation.gvisor.temporary`.
+        with contextlib.suppress(OSError):
+            Path("/tmp/.cloche").rmdir()  # noqa: S108 - the sandbox's
     keep_freed_memory()
     _raise_file_limit()
     # What is imported stays: out of the collector's sight a fork also shares more of it.

@@ -13,6 +13,7 @@ from cloche_agent.metrics import Metrics
 from cloche_agent.process.service import ProcessService
 from cloche_agent.process.start_command import StartCommand
 from cloche_agent.quiesce import handle_quiesce
+from cloche_agent.relieve import handle_relieve
 from cloche_agent.rpc import Router
 from cloche_wire.errors import InvalidArgument, NotFound, Unauthenticated
 
@@ -87,6 +88,8 @@ async def _serve_node(sandbox: Sandbox, reaper: Reaper, request: Request) -> Res
             return await forward.handle_forward(request)
         case "POST", "/quiesce":
             return await handle_quiesce(sandbox, reaper)
+        case "POST", "/relieve":
+            return handle_relieve(sandbox, reaper)
         case _, path:
             raise NotFound(f"no such path: {path}")
 

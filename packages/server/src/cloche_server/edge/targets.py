@@ -23,6 +23,7 @@ _CONTROL_PATHS = {
     b"/prepare",
     b"/ready",
     b"/quiesce",
+    b"/relieve",
     b"/forward",
     b"/logs",
     b"/freeze",

@@ -36,6 +36,11 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Whether a sandbox can be made to stand still (`Driver.freeze`)."""
     own_cpu_pct: float = 0.0
     """What a sandbox in which nothing happens uses at most, in percent of one CPU."""
+    own_memory_mib: int = 0
+    """What it uses itself for each sandbox at most, which a sandbox's own limit does not count."""
+    memory_margin_mib: int = 0
+    """How much a sandbox gets above its limit, for the moment that it takes to end what uses the most: at the
+    end of that, the kernel may end all of it. 0: the kernel ends one process, at the limit."""
     families: bool = False
     """Whether an interpreter can be made ready for many sandboxes at once (`Driver.open_family`)."""
     volumes: bool = False
@@ -175,7 +180,12 @@ class Usage(NamedTuple):
     cpu_s: float
     pids: int
     cache_bytes: int = 0
-    """Part of `memory_bytes` that the kernel gives up when others need it."""
+    """Part of `memory_bytes` that the kernel gives up when others need it; not files in memory."""
+
+    @property
+    def held_bytes(self) -> int:
+        """The rest of it."""
+        return max(0, self.memory_bytes - self.cache_bytes)
 
 
 class Driver(Protocol):

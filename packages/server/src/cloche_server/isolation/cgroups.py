@@ -86,11 +86,14 @@ class VersionOne:
     def usage(self, name: str) -> Usage:
         """See `Hierarchy.usage`."""
         cpu = self._mounts.get("cpuacct", self._mounts["cpu"]) / name / "cpuacct.usage"
+        memory = self._mounts["memory"] / name
         return Usage(
-            _read(self._mounts["memory"] / name / "memory.usage_in_bytes"),
+            _read(memory / "memory.usage_in_bytes"),
             _read(cpu) / 1e9,
             _read(self._mounts["pids"] / name / "pids.current"),
-            _read_field(self._mounts["memory"] / name / "memory.stat", b"total_cache"),
+            _read_fields(
+                self._mounts["memory"] / name / "memory.stat", b"total_inactive_file", b"total_active_file"
+            ),
         )
 
     @property
@@ -141,7 +144,7 @@ class VersionTwo:
             _read(folder / "memory.current"),
             _read_field(folder / "cpu.stat", b"usage_usec") / 1e6,
             _read(folder / "pids.current"),
-            _read_field(folder / "memory.stat", b"file"),
+            self._cache_bytes(name),
         )
 
     @property
@@ -159,12 +162,14 @@ class VersionTwo:
 
     def reclaim(self, name: str) -> None:
         """See `Hierarchy.reclaim`. The kernel says EAGAIN where it found less than was asked for."""
-        cache = _read_field(self._mount / name / "memory.stat", b"file")
         try:
-            _write(self._mount / name / "memory.reclaim", str(cache))
+            _write(self._mount / name / "memory.reclaim", str(self._cache_bytes(name)))
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 raise
+
+    def _cache_bytes(self, name: str) -> int:
+        return _read_fields(self._mount / name / "memory.stat", b"inactive_file", b"active_file")
 
     def delegate(self) -> None:
         """Hand our controllers down from the root to the groups below (cgroup-v2, "Top-down constraint")."""
@@ -350,12 +355,18 @@ def _read(path: Path) -> int:
 
 def _read_field(path: Path, name: bytes) -> int:
     """Value of one line of a file of `name value` lines; 0 where there is none."""
+    return _read_fields(path, name)
+
+
+def _read_fields(path: Path, *names: bytes) -> int:
+    """Sum of the values of these lines."""
     try:
         # With a line break before every name, no name is taken for the end of a longer one.
-        _, found, rest = (b"\n" + _content(path)).partition(b"\n" + name + b" ")
+        text = b"\n" + _content(path)
     except OSError:
         return 0
-    return int(rest.partition(b"\n")[0]) if found else 0
+    parts = (text.partition(b"\n" + name + b" ") for name in names)
+    return sum(int(rest.partition(b"\n")[0]) for _, found, rest in parts if found)
 
 
 def _content(path: Path) -> bytes:

@@ -117,6 +117,18 @@ async def quiesce(address: str, access_token: str, *, timeout_s: float) -> None:
         raise Internal(f"the agent refused /quiesce: status {answer.status}")
 
 
+async def relieve(address: str, access_token: str, *, timeout_s: float) -> None:
+    """Have the process of a sandbox end that uses the most memory.
+
+    Raises:
+        Internal: No answer, none in time, or a refusal: there is none, or the agent is older than this path.
+    """
+    request = _Request("POST", "/relieve", [("x-access-token", access_token)])
+    answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
+    if answer.status != 204:
+        raise Internal(f"the agent refused /relieve: status {answer.status}")
+
+
 async def forward(connection: socket.socket, access_token: str, port: int) -> None:
     """Have an agent lead a connection to it on to a port on its 127.0.0.1; what follows is that port's.
 

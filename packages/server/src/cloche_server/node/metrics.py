@@ -113,7 +113,7 @@ class Sampler:
             MetricPoint(
                 at_s,
                 max(0.0, 100 * share),
-                max(0, usage.memory_bytes - usage.cache_bytes),
+                usage.held_bytes,
                 usage.cache_bytes,
                 watched.disk_bytes,
             )

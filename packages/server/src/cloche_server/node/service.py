@@ -45,6 +45,7 @@ from cloche_server.node.families import Families
 from cloche_server.node.journal import Journal
 from cloche_server.node.logs import LogKeeper
 from cloche_server.node.machine import Machine, Trash
+from cloche_server.node.memory_guard import MemoryGuard
 from cloche_server.node.metrics import Sampler
 from cloche_server.node.network import Network
 from cloche_server.node.runtime_tree import RuntimeTree
@@ -138,6 +139,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     tasks.create_task(stub.serve())
     sampler = Sampler(machine)
     tasks.create_task(sampler.run())
+    tasks.create_task(MemoryGuard(machine).run())
     tasks.create_task(_serve_link(control, control_handler(machine, sampler, keeper)))
     tasks.create_task(_serve_link(edge, edge_handler(machine, sampler)))
     names = link.listen(config.egress_socket, owner_uid=EGRESS_UID)

@@ -31,6 +31,8 @@ from cloche_wire.errors import Internal, NotEnoughSpace
 
 _OWN_MEMORY_MIB = 128
 """Of sentry and gofer beside what the sandbox uses: 70 to 95 measured."""
+_MARGIN_MIB = 384
+"""Two programs that fill memory at once were 250 above it before the first of them had ended."""
 _OWN_PIDS = 512
 """Threads of both, and the processes in which the sandbox's programs run."""
 _OWN_CPU_PCT = 6.0
@@ -58,6 +60,8 @@ class GvisorDriver(GroupedDriver):
             name="gvisor",
             shares_host_kernel=False,
             freezes=self._groups.freezes,
+            own_memory_mib=_OWN_MEMORY_MIB,
+            memory_margin_mib=_MARGIN_MIB,
             own_cpu_pct=_OWN_CPU_PCT,
             memory_snapshot=True,
             disk_snapshot=True,
@@ -97,9 +101,8 @@ class GvisorDriver(GroupedDriver):
         if spec.keeps_layer:
             overlays = "--overlay2=none"
         (bundle / "config.json").write_bytes(msgspec.json.encode(oci_spec.write(spec)))
-        limits = ResourceLimits(
-            spec.limits.cpu_count, spec.limits.memory_mib + _OWN_MEMORY_MIB, spec.limits.pids + _OWN_PIDS
-        )
+        memory_mib = spec.limits.memory_mib + _OWN_MEMORY_MIB + _MARGIN_MIB
+        limits = ResourceLimits(spec.limits.cpu_count, memory_mib, spec.limits.pids + _OWN_PIDS)
         groups = [str(path) for path in self._groups.create(spec.sandbox_id, limits)]
         pid_file = spec.folder / _PID
         asked = ("--detach", f"--bundle={bundle}", f"--pid-file={pid_file}", spec.sandbox_id)

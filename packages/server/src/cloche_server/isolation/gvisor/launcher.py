@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cloche_server.isolation import mount_points, overlay, shared_mounts, syscalls
-from cloche_server.isolation.gvisor import control
+from cloche_server.isolation.gvisor import control, temporary
 from cloche_server.isolation.launching import server
 
 _ID_RANGE = 65_536
@@ -112,6 +112,7 @@ def _make_mounts(request: RunscRequest, descriptors: list[int]) -> None:
         syscalls.mount_idmapped(request.layers[0], mount_points.ROOT, ids.user_namespace, read_only)
     else:
         overlay.mount(request.layers, request.writable, mount_points.ROOT, ids, syscalls.MS_NODEV)
+    temporary.keep_on_disk(mount_points.ROOT, ids, is_writable=request.writable is not None)
     syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, ids.user_namespace, read_only)
     syscalls.mount(f"/proc/self/fd/{descriptors[0]}", mount_points.NETWORK, None, syscalls.MS_BIND)
     if request.mount_paths:
