@@ -4,7 +4,7 @@ Where a sandbox has a kernel of its own, the machine's sees one program. At the 
 that, with all that the sandbox is, or a thread of it that the sandbox then waits for: of two cells that took
 all memory, one ended the sandbox and one had it stand still for minutes. So such a group has a margin, and
 here is looked at what the sandbox holds, the more often the nearer it is: beyond its own limit, its agent
-ends the largest process, as the kernel would do in a machine of its own. See: docs/adr/0029.
+ends the largest process, as the kernel would do in a machine of its own. See: docs/adr/0026.
 """
 
 from __future__ import annotations
