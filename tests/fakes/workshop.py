@@ -5,8 +5,18 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from cloche_server.templates.workshop import Command, CopyIn, Finished, Layer, OnLine, Setting
-from cloche_wire.errors import ClocheError, InvalidArgument
+from cloche_server.templates.workshop import (
+    Command,
+    CopyIn,
+    FetchedImage,
+    Finished,
+    ImageSource,
+    Layer,
+    OnLine,
+    PreparedBase,
+    Setting,
+)
+from cloche_wire.errors import ClocheError, InvalidArgument, NotFound
 
 
 class FakeBench:
@@ -40,6 +50,14 @@ class FakeBench:
             raise InvalidArgument("tar: this does not look like a tar archive")
         self._workshop.copied.append(files)
 
+    async def apply_layer(self, image: FetchedImage, digest: str) -> None:
+        self._workshop.applied.append(digest)
+
+    async def prepare_base(self, on_line: OnLine) -> PreparedBase:
+        self._workshop.prepared += 1
+        await on_line("stdout", "adding bash by apk")
+        return self._workshop.base
+
     async def commit(self) -> Layer:
         workshop = self._workshop
         workshop.committed += 1
@@ -71,6 +89,17 @@ class FakeWorkshop:
         self.published: list[Finished] = []
         self.removed: list[str] = []
         self.squashed: list[tuple[str, ...]] = []
+        self.registry: dict[str, str] = {}
+        """Manifests by the names that are asked for."""
+        self.config = "{}"
+        """Of every image."""
+        self.read: list[ImageSource] = []
+        self.fetched: list[tuple[ImageSource, tuple[str, ...]]] = []
+        """Images, and what of them was known."""
+        self.applied: list[str] = []
+        self.prepared = 0
+        self.base = PreparedBase("/bin/bash", is_complete=True)
+        """What comes of preparing one."""
 
     @property
     def commands(self) -> list[str]:
@@ -85,6 +114,22 @@ class FakeWorkshop:
             yield FakeBench(self)
         finally:
             self.open -= 1
+
+    async def read_image(self, source: ImageSource) -> str:
+        self.read.append(source)
+        if source.name not in self.registry:
+            raise NotFound(f"no such image: {source.name}")
+        return self.registry[source.name]
+
+    @asynccontextmanager
+    async def image(
+        self, source: ImageSource, known: tuple[str, ...], max_bytes: int
+    ) -> AsyncGenerator[FetchedImage]:
+        self.fetched.append((source, known))
+        yield FetchedImage("p" * 32, self.registry[source.name], self.config)
+
+    async def image_root(self) -> str:
+        return "image root"
 
     async def publish(self, finished: Finished, on_line: OnLine) -> None:
         if self.fails_publish is not None:

@@ -171,6 +171,8 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "crun": _command("crun"),
     "runsc": _runsc,
     "nft": _command("nft"),
+    "skopeo": _command("skopeo"),
+    "musl": _command("musl-gcc", "busybox", "zstd"),
     "node": _node,
     "uv": _command("uv"),
     "g++": _command("g++", "objcopy"),

@@ -29,6 +29,8 @@ LOCAL_AUTHORITY = "Cloche local authority"
 """How the names of the certificate authorities begin that servers make for themselves."""
 EGRESS_UID = API_UID + 2
 """User the egress runs as."""
+PULL_UID = API_UID + 3
+"""User of the program that fetches images, and of the gate of its network."""
 VOLUMES_FIRST_ID = 0x0FFE_0000
 """Root of the process that serves the content of volumes: the first of 65,536 ids of a user namespace of its
 own, below those of the api."""
@@ -151,11 +153,23 @@ class Builds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long what a step has left stays when no build asks for it."""
     images: dict[str, str] = {}
     """What stands in for images: from their names, which may hold `*`, to templates of this server."""
+    registries: tuple[str, ...] = ("*",)
+    """Where images may come from: hosts, or patterns of `host/repository`; none: nowhere. A host that is
+    named without `*` may also lie at a private address."""
+    insecure_registries: tuple[str, ...] = ()
+    """Hosts that may be asked without TLS, or with a certificate that nobody vouches for."""
+    local_images: str = ""
+    """Folder of images for `oci:NAME` and `docker-archive:NAME`; empty: there are none."""
+    max_image_mib: int = 10_240
+    """What one image may bring over the network."""
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        if min(self.at_once, self.max_upload_mib, self.keep_uploads_days, self.keep_steps_days) < 1:
+        least = min(self.at_once, self.max_upload_mib, self.keep_uploads_days, self.keep_steps_days)
+        if min(least, self.max_image_mib) < 1:
             raise ValueError("the numbers of builds are at least 1")
+        if self.local_images and not self.local_images.startswith("/"):
+            raise ValueError("builds.local_images is an absolute path")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -262,6 +276,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def uploads_dir(self) -> Path:
         """Archives that clients have sent for builds: `<team>/<hash>`; it belongs to the api's user."""
         return self.state_dir / "uploads"
+
+    @property
+    def pulls_dir(self) -> Path:
+        """Images while they are fetched: `<pull id>`, each of the user that fetches."""
+        return self.state_dir / "pulls"
 
     @property
     def public_domain(self) -> str:

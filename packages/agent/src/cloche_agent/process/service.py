@@ -12,6 +12,7 @@ from cloche_agent import users
 from cloche_agent.activity import program_of
 from cloche_agent.credentials import acting_as
 from cloche_agent.filesystem.paths import resolve
+from cloche_agent.process import shells
 from cloche_agent.process.history import share
 from cloche_agent.process.running import RunningProcess, event_frame
 from cloche_agent.process.spawn import SpawnRequest, spawn
@@ -201,7 +202,7 @@ class ProcessService:
             **self._sandbox.env,
             **config.envs,
         }
-        argv = [config.cmd, *config.args]
+        argv = shells.settled([config.cmd, *config.args])
         plan = SpawnRequest(argv, environment, self._cwd(config.cwd, user), user.uid, user.gid, user.groups)
         try:
             if request.pty is not None:

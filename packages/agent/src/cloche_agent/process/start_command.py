@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloche_agent.process import shells
 from cloche_wire.errors import ClocheError, DeadlineExceeded, Unavailable
 from cloche_wire.messages.process import ProcessConfig
 
@@ -83,6 +83,5 @@ class StartCommand:
 
 
 def _by_shell(command: str) -> ProcessConfig:
-    # As the clients start theirs; images like Alpine's have no bash.
-    shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
-    return ProcessConfig(cmd=shell, args=["-l", "-c", command])
+    # As the clients start theirs.
+    return ProcessConfig(cmd=shells.shell(), args=["-l", "-c", command])

@@ -26,6 +26,7 @@ from cloche_server.store.builds import BuildRecord
 from cloche_server.store.cached_steps import CachedStep, CachedSteps
 from cloche_server.store.store import Store
 from cloche_server.templates.build import Builder, Kept, Target
+from cloche_server.templates.images.bases import ImageBases
 from cloche_server.templates.step_run import BuildFailed
 from cloche_server.templates.steps import Context, Description
 from cloche_server.templates.workshop import Finished, Workshop
@@ -150,13 +151,15 @@ class BuildRuns:
     async def _make(self, job: _Job, build_log: BuildLog) -> Finished | BuildFailed:
         build = job.build
         team = TeamId(build.team_id)
-        size = (build.cpu_count, build.memory_mib)
+        target = Target(build.template_id, build.id, team, job.name, build.cpu_count, build.memory_mib)
+        memory = _Memory(self._store.cached_steps, team, self._clock)
+        images = ImageBases(self._config.builds, target, self._workshop, memory, build_log)
         builder = Builder(
-            Target(build.template_id, build.id, team, job.name, *size),
+            target,
             self._uploads.folder_of(team),
             workshop=self._workshop,
-            bases=TemplateBases(self._config, self._registry, job.caller),
-            memory=_Memory(self._store.cached_steps, team, self._clock),
+            bases=TemplateBases(self._config, self._registry, job.caller, images),
+            memory=memory,
             log=build_log,
         )
         try:

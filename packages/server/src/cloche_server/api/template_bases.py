@@ -11,8 +11,9 @@ from cloche_server.api.template_registry import TemplateRegistry
 from cloche_server.config import Config
 from cloche_server.templates import manifest, recipe
 from cloche_server.templates.build import Base
+from cloche_server.templates.images.bases import ImageBases
 from cloche_server.templates.steps import Context, Description
-from cloche_wire.errors import NotFound, TemplateNotFound
+from cloche_wire.errors import TemplateNotFound
 
 OUR_IMAGES = {
     "e2bdev/base": recipe.NAME,
@@ -27,11 +28,14 @@ _INTERPRETER_STARTS = frozenset({"/root/.jupyter/start-up.sh", "sudo /root/.jupy
 class TemplateBases:
     """See `templates.build.Bases`; for one team."""
 
-    def __init__(self, config: Config, registry: TemplateRegistry, caller: Caller) -> None:
-        """Look them up for this caller."""
+    def __init__(
+        self, config: Config, registry: TemplateRegistry, caller: Caller, images: ImageBases
+    ) -> None:
+        """Look them up for this caller; what no template stands for is one of the images."""
         self._config = config
         self._registry = registry
         self._caller = caller
+        self._images = images
 
     async def of_template(self, reference: str) -> Base:
         """See `Bases.of_template`."""
@@ -49,6 +53,7 @@ class TemplateBases:
             found.start_cmd,
             found.ready_cmd,
             isolation=found.isolation,
+            image=found.image,
         )
 
     async def of_image(self, description: Description) -> Base:
@@ -56,10 +61,7 @@ class TemplateBases:
         name = description.from_image
         stand_in = self._stand_in(name)
         if stand_in is None:
-            raise NotFound(
-                f"image '{name[:200]}' is not known here",
-                hint="builds.images in the server's configuration says which template stands for an image",
-            )
+            return await self._images.of_image(description)
         base = await self.of_template(stand_in)
         # An image says no working directory here, so commands start at home; and nothing of it runs.
         context = msgspec.structs.replace(base.context, workdir="")

@@ -164,6 +164,7 @@ _CHECKS: dict[str, Callable[[Config], _Finding]] = {
     "python": _python,
     "nft": _program("nft", "nftables", "--version"),
     "mmdebstrap": _program("mmdebstrap", "mmdebstrap", "--version"),
+    "skopeo": _program("skopeo", "skopeo", "--version"),
 }
 _LAST: dict[str, Callable[[Config], _Finding]] = {"runsc": _runsc, "disk": _disk, "registries": _registries}
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import codecs
 import os
-import stat
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from secrets import token_hex
 
 import msgspec
@@ -20,9 +19,18 @@ import structlog
 
 from cloche_server import disk_space, isolation_choice
 from cloche_server.ids import new_sandbox_id
-from cloche_server.isolation import overlay, syscalls
+from cloche_server.isolation import overlay
 from cloche_server.link import Event
-from cloche_server.node import agent_link, assemble, build_extraction, build_programs, create, kill, threads
+from cloche_server.node import (
+    agent_link,
+    assemble,
+    build_extraction,
+    build_programs,
+    create,
+    kill,
+    strange_files,
+    threads,
+)
 from cloche_server.node.assemble import Origin
 from cloche_server.node.build_messages import (
     BuildEnded,
@@ -45,7 +53,6 @@ from cloche_wire.errors import (
     ClocheError,
     InvalidArgument,
     NotEnoughSpace,
-    PathNotFound,
     SandboxNotFound,
     TooLarge,
 )
@@ -231,22 +238,41 @@ async def put(machine: Machine, live: Live, request: PutInBuild) -> None:
     """
     if not request.target.startswith("/"):
         raise InvalidArgument(f"not an absolute path: {request.target[:200]}")
+    descriptor = strange_files.open_file(machine.config.uploads_dir, request.upload)
+    limits = (str(request.max_bytes), str(request.max_entries))
+    asked = (request.source, request.target, request.owner, request.mode, *limits)
+    await unpack(machine, live, descriptor, _EXTRACTION, asked, f"the files of {request.source[:200]}")
+
+
+async def unpack(
+    machine: Machine, live: Live, descriptor: int, program: str, asked: tuple[str, ...], what: str
+) -> None:
+    """Have a program inside unpack an archive, by the exit codes of `build_extraction`.
+
+    Args:
+        machine: This node.
+        live: The sandbox.
+        descriptor: The archive, on the host; it is closed.
+        program: Text of the program: it takes the archive's path there, removes it, and then takes `asked`.
+        asked: Further arguments.
+        what: What is unpacked, for the error.
+
+    Raises:
+        InvalidArgument: It cannot be unpacked; the message says why.
+        TooLarge: It holds more than it may.
+        ClocheError: As `lines`.
+    """
     inside = f"/.cloche-upload-{token_hex(8)}"
-    descriptor = _open_upload(machine, request.upload)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise PathNotFound(f"no such upload: {request.upload[:200]}")
-        await build_programs.upload(agent_of(machine, live), descriptor, status.st_size, inside)
+        size = os.fstat(descriptor).st_size
+        await build_programs.upload(agent_of(machine, live), descriptor, size, inside)
     finally:
         os.close(descriptor)
-    limits = (str(request.max_bytes), str(request.max_entries))
-    asked = (inside, request.source, request.target, request.owner, request.mode, *limits)
-    argv = (*machine.tree.python(), "-c", _EXTRACTION, *asked)
-    program = Program(argv, "root", "/", {}, _PUT_TIMEOUT_S)
+    argv = (*machine.tree.python(), "-c", program, inside, *asked)
     said: list[str] = []
     code = 0
-    async with aclosing(lines(machine, live, program, 1 << 20)) as events:
+    started = Program(argv, "root", "/", {}, _PUT_TIMEOUT_S)
+    async with aclosing(lines(machine, live, started, 1 << 20)) as events:
         async for event in events:
             if isinstance(event.data, BuildLine):
                 said.append(event.data.text)
@@ -256,27 +282,7 @@ async def put(machine: Machine, live: Live, request: PutInBuild) -> None:
     if code == build_extraction.TOO_LARGE:
         raise TooLarge(reason)
     if code != 0:
-        raise InvalidArgument(f"cannot unpack the files of {request.source[:200]}: {reason}")
-
-
-def _open_upload(machine: Machine, name: str) -> int:
-    """Open an upload for reading.
-
-    Raises:
-        PathNotFound: There is none, or the name leads elsewhere.
-    """
-    folder = -1
-    try:
-        folder = os.open(machine.config.uploads_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # SAFETY: the api's user may write to the folder: no link is followed, and nothing outside is reached.
-        stay = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
-        path = str(PurePosixPath(name)).encode()
-        return syscalls.openat2(folder, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, stay)
-    except (OSError, ValueError) as error:
-        raise PathNotFound(f"no such upload: {name[:200]}") from error
-    finally:
-        if folder >= 0:
-            os.close(folder)
+        raise InvalidArgument(f"cannot unpack {what}: {reason}")
 
 
 async def commit(machine: Machine, request: CommitBuild) -> LayerMade:

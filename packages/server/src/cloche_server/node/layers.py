@@ -92,13 +92,21 @@ class Layers:
                 return self._templates.folder(name) / template.rootfs
         raise NotFound(f"no such layer: {name[:80]}")
 
-    def begin(self, prefix: str = PREFIX) -> str:
+    def has(self, name: str) -> bool:
+        """Whether that one is complete."""
+        return bool(_NAME.match(name)) and (self._folder / name / _ABOUT).exists()
+
+    def begin(self, prefix: str = PREFIX, *, name: str = "") -> str:
         """Make a place for a new one, return its name; `commit` makes it complete, `abandon` takes it away.
 
+        Args:
+            prefix: Of a new name.
+            name: Of one that is always the same; empty: a new name.
+
         Raises:
-            OSError: The disk is full.
+            OSError: The disk is full, or it is there already.
         """
-        name = prefix + token_hex(16)
+        name = name or prefix + token_hex(16)
         (self._folder / f"{name}{_UNFINISHED}").mkdir(mode=0o700)
         return name
 

@@ -48,6 +48,8 @@ from cloche_server.node.machine import Machine, Trash
 from cloche_server.node.memory_guard import MemoryGuard
 from cloche_server.node.metrics import Sampler
 from cloche_server.node.network import Network
+from cloche_server.node.pulling import methods as pulling_methods
+from cloche_server.node.pulling import pulls
 from cloche_server.node.runtime_tree import RuntimeTree
 from cloche_server.node.slots import Block, BlockProbe, Slots, claim_block
 from cloche_server.node.volumes import Volumes
@@ -127,6 +129,7 @@ async def _serve_machine(machine: Machine, stopping: asyncio.Event) -> None:
     machine.before_removal = keeper.keep_last
     tasks.create_task(machine.trash.empty_for_ever())
     await reconcile.reconcile(machine)
+    pulls.remove_leftovers(machine)
     stub = dns.Stub(
         machine.block.gateway, resolvers.upstream_resolvers(config.egress.resolvers), _may_ask(machine)
     )
@@ -219,6 +222,7 @@ def control_handler(machine: Machine, sampler: Sampler, keeper: LogKeeper) -> li
             **_image_methods(machine),
             **_volume_methods(machine),
             **build_methods.of(machine),
+            **pulling_methods.of(machine),
             **_observing_methods(sampler, keeper),
         }
     )

@@ -13,6 +13,7 @@ import msgspec
 from cloche_server import isolation_choice
 from cloche_server.templates import copying
 from cloche_server.templates import steps as words
+from cloche_server.templates.images import reference
 from cloche_server.templates.step_run import BuildFailed, Log, StepRun, with_words
 from cloche_server.templates.steps import (
     BASE_STEP,
@@ -49,6 +50,8 @@ class Base(NamedTuple):
     """Start commands of the vendor's image for what runs in every sandbox of ours by itself."""
     isolation: str = ""
     """What its sandboxes get at least; empty: the server's."""
+    image: str = ""
+    """The image that it was made of, by its digest."""
 
 
 class Kept(NamedTuple):
@@ -123,6 +126,8 @@ class Builder:
         self._memory = memory
         self._log = log
         self._stages: dict[str, _State] = {}
+        self._images: dict[str, str] = {}
+        """What stages are based on, by their names; and the template itself, by none."""
         self._isolation = ""
         """The strongest that the description and its bases ask for."""
 
@@ -136,16 +141,18 @@ class Builder:
         self._isolation = description.isolation
         for stage in description.stages:
             asked = Description(stage.from_image, stage.from_template, from_stage=stage.from_stage)
-            asked = msgspec.structs.replace(asked, from_image_registry=description.from_image_registry)
-            state, _ = await self._base(asked)
+            if stage.from_image and reference.same_registry(stage.from_image, description.from_image):
+                asked = msgspec.structs.replace(asked, from_image_registry=description.from_image_registry)
+            state, _ = await self._base(asked, stage.name)
             title = f"stage {stage.name}"
             self._stages[stage.name] = await self._run(state, stage.steps, title, forced=description.force)
         state, base = await self._base(description)
         state = await self._run(state, description.steps, "", forced=description.force)
         return await self._publish(description, state, base)
 
-    async def _base(self, description: Description) -> tuple[_State, Base | None]:
+    async def _base(self, description: Description, stage: str = "") -> tuple[_State, Base | None]:
         if description.from_stage:
+            self._images[stage] = self._images[description.from_stage]
             return self._stages[description.from_stage], None
         name = description.from_template or description.from_image or DEFAULT_IMAGE
         await self._log.write(f"FROM {name}", BASE_STEP)
@@ -153,11 +160,12 @@ class Builder:
             if description.from_template:
                 base = await self._bases.of_template(description.from_template)
             else:
-                image = msgspec.structs.replace(description, from_image=name)
+                image = msgspec.structs.replace(description, from_image=name, isolation=self._isolation)
                 base = await self._bases.of_image(image)
         except ClocheError as error:
             raise BuildFailed(_told(error), BASE_STEP) from error
         self._isolation = isolation_choice.stronger(self._isolation, base.isolation)
+        self._images[stage] = base.image
         return await self._short_base(base), base
 
     async def _short_base(self, base: Base) -> _State:
@@ -300,6 +308,7 @@ class Builder:
             start,
             ready or (DEFAULT_READY if start else ""),
             self._isolation,
+            self._images[""],
         )
         await self._log.write("Finalizing the template", FINAL_STEP)
 

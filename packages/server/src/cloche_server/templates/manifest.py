@@ -54,6 +54,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """What its owner should know of the build, though it has succeeded: a sentence each."""
     start_cmd: str = ""
     """Runs in every sandbox from its beginning."""
+    image: str = ""
+    """The image that it is based on, by its digest; empty: none, or the base was a template."""
     ready_cmd: str = ""
     """Succeeds once the start command is so far."""
 

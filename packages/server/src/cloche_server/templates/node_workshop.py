@@ -26,8 +26,19 @@ from cloche_server.node.build_messages import (
     RunInBuild,
     SquashLayers,
 )
+from cloche_server.node.pulling import messages as pulling
 from cloche_server.templates.manifest import Manifest
-from cloche_server.templates.workshop import Command, CopyIn, Finished, Layer, OnLine, Setting
+from cloche_server.templates.workshop import (
+    Command,
+    CopyIn,
+    FetchedImage,
+    Finished,
+    ImageSource,
+    Layer,
+    OnLine,
+    PreparedBase,
+    Setting,
+)
 from cloche_wire.errors import DeadlineExceeded, Unavailable
 
 COPY_TIMEOUT_S = 1800.0
@@ -77,6 +88,34 @@ class NodeWorkshop:
         made = await _call(self._node, "squash", order, LayerMade, SQUASH_TIMEOUT_S)
         return Layer(made.layer_id, made.size_bytes, made.entries)
 
+    async def read_image(self, source: ImageSource) -> str:
+        """See `workshop.Workshop.read_image`."""
+        order = pulling.ReadImage(msgspec.convert(source._asdict(), pulling.ImageSource))
+        read = await _call(
+            self._node, "image_read", order, pulling.ImageText, order.timeout_s + CALL_TIMEOUT_S
+        )
+        return read.text
+
+    @asynccontextmanager
+    async def image(
+        self, source: ImageSource, known: tuple[str, ...], max_bytes: int
+    ) -> AsyncGenerator[FetchedImage]:
+        """See `workshop.Workshop.image`."""
+        where = msgspec.convert(source._asdict(), pulling.ImageSource)
+        order = pulling.FetchImage(where, known, max_bytes)
+        async with aclosing(link.subscribe(self._node, "image_fetch", dict[str, Any], order)) as events:
+            async for event in events:
+                if isinstance(event, tuple) and event[0] == "fetched":
+                    fetched = msgspec.json.decode(event[1], type=pulling.Fetched)
+                    yield FetchedImage(fetched.pull_id, fetched.manifest, fetched.config)
+                    return
+        raise Unavailable("the node has closed the connection before the image was there")
+
+    async def image_root(self) -> str:
+        """See `workshop.Workshop.image_root`."""
+        made = await _call(self._node, "image_root", {}, pulling.ImageRoot, CALL_TIMEOUT_S)
+        return made.layer_id
+
     async def remove(self, build_id: str) -> None:
         """See `workshop.Workshop.remove`."""
         await _call(self._node, "unpublish", RemoveBuild(build_id), dict[str, Any], CALL_TIMEOUT_S)
@@ -111,6 +150,26 @@ class NodeBench:
         order = PutInBuild(self._sandbox_id, upload, files.source, files.target, files.owner, files.mode)
         await _call(self._node, "build_put", order, dict[str, Any], COPY_TIMEOUT_S)
 
+    async def apply_layer(self, image: FetchedImage, digest: str) -> None:
+        """See `workshop.Bench.apply_layer`."""
+        order = pulling.ApplyLayer(self._sandbox_id, image.pull_id, digest)
+        await _call(self._node, "image_apply", order, dict[str, Any], COPY_TIMEOUT_S)
+
+    async def prepare_base(self, on_line: OnLine) -> PreparedBase:
+        """See `workshop.Bench.prepare_base`."""
+        order = pulling.PrepareBase(self._sandbox_id)
+        async with aclosing(link.subscribe(self._node, "image_prepare", dict[str, Any], order)) as events:
+            async for event in events:
+                match event:
+                    case ("line", data):
+                        await on_line("stdout", msgspec.json.decode(data, type=BuildLine).text)
+                    case ("prepared", data):
+                        prepared = msgspec.json.decode(data, type=pulling.Prepared)
+                        return PreparedBase(prepared.shell, prepared.is_complete)
+                    case _:
+                        continue
+        raise Unavailable("the sandbox of the build is gone")
+
     async def commit(self) -> Layer:
         """See `workshop.Bench.commit`."""
         order = CommitBuild(self._sandbox_id)
@@ -136,6 +195,7 @@ def _manifest(finished: Finished) -> Manifest:
         start_cmd=finished.start_cmd,
         ready_cmd=finished.ready_cmd,
         isolation=finished.isolation,
+        image=finished.image,
     )
 
 

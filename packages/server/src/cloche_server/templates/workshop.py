@@ -63,6 +63,35 @@ class Setting(NamedTuple):
     """Empty: the server's."""
 
 
+class ImageSource(NamedTuple):
+    """Where an image is, and what opens it there."""
+
+    kind: str
+    """`docker`: a registry's; `oci`, `docker-archive`: below the operator's folder."""
+    name: str
+    """`host/repository:tag`, or with `@sha256:...`; else a path."""
+    username: str = ""
+    password: str = ""
+
+
+class FetchedImage(NamedTuple):
+    """An image whose layers lie on the node for now."""
+
+    pull_id: str
+    manifest: str
+    config: str
+    """Both as their publisher has written them."""
+
+
+class PreparedBase(NamedTuple):
+    """What an image has, once it can be a template's base."""
+
+    shell: str
+    """Empty: it has none."""
+    is_complete: bool
+    """False: packages could be added that could not be reached this time."""
+
+
 class Bench(Protocol):
     """One sandbox in which steps of a build run."""
 
@@ -82,6 +111,25 @@ class Bench(Protocol):
         Raises:
             InvalidArgument: It is no archive, or the source is not in it; the message is tar's own.
             TooLarge: It holds more bytes or entries than a layer may.
+            Unavailable: The sandbox or its node is gone.
+        """
+        ...
+
+    async def apply_layer(self, image: FetchedImage, digest: str) -> None:
+        """Have the root look as a layer of the image says.
+
+        Raises:
+            InvalidArgument: It is no archive, or one that leads out.
+            TooLarge: It holds more bytes or entries than a layer may.
+            Unavailable: The sandbox or its node is gone.
+        """
+        ...
+
+    async def prepare_base(self, on_line: OnLine) -> PreparedBase:
+        """Give the root what every template has: its user, folders, and packages as far as they can be had.
+
+        Raises:
+            InvalidArgument: It cannot be a template's base.
             Unavailable: The sandbox or its node is gone.
         """
         ...
@@ -113,6 +161,8 @@ class Finished(msgspec.Struct, frozen=True):
     start_cmd: str = ""
     ready_cmd: str = ""
     isolation: str = ""
+    image: str = ""
+    """The image that it is based on, by its digest; empty: none."""
 
 
 class Workshop(Protocol):
@@ -127,6 +177,28 @@ class Workshop(Protocol):
             NotEnoughSpace: The disk is too full to begin.
             Unavailable: The node does not answer.
         """
+        ...
+
+    async def read_image(self, source: ImageSource) -> str:
+        """Return the manifest that is there under that name, as its publisher has written it.
+
+        Raises:
+            ClocheError: As `node.pulling.messages` lists them.
+        """
+        ...
+
+    def image(
+        self, source: ImageSource, known: tuple[str, ...], max_bytes: int
+    ) -> AbstractAsyncContextManager[FetchedImage]:
+        """Fetch an image without the layers `known`; it is gone at the end of the block.
+
+        Raises:
+            ClocheError: As `node.pulling.messages` lists them.
+        """
+        ...
+
+    async def image_root(self) -> str:
+        """Return the name of the layer that lies below the lowest of every image."""
         ...
 
     async def publish(self, finished: Finished, on_line: OnLine) -> None:
