@@ -136,7 +136,8 @@ class FakeWorkshop:
             raise self.fails_publish
         self.published.append(finished)
 
-    async def squash(self, team_id: str, layers: tuple[str, ...]) -> Layer:
+    async def squash(self, team_id: str, layers: tuple[str, ...], below: tuple[str, ...]) -> Layer:
+        assert below, "a chain keeps its lowest"
         self.squashed.append(layers)
         return Layer(f"squashed{len(self.squashed)}", 1, 1)
 

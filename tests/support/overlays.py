@@ -16,10 +16,12 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-from cloche_server.node.layer_merge import merge
+from cloche_server.node.squash import squash
 
 OPTIONS = "redirect_dir=nofollow,index=off,metacopy=off"
 NAMES = ("a", "b", "c", "long name", "ä")
+OF_BASE = NAMES[:2]
+"""Others come later: what is removed of them hides nothing below."""
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 LAYERS, ACTS = 6, 40
 Seen = dict[str, list[object]]
@@ -67,25 +69,31 @@ def seen(root: Path) -> Seen:
 class Program:
     """Does at random what programs do to files."""
 
-    def __init__(self, root: Path, chance: random.Random) -> None:
+    def __init__(self, root: Path, chance: random.Random, names: tuple[str, ...]) -> None:
         self.root = root
+        self.names = names
         self.chance = chance
 
     def act(self) -> None:
-        acts = [self.write, self.make, self.change, self.same] * 2
+        acts = [self.write, self.make] * 4 + [self.change, self.same, self.remove] * 2
         acts += [self.append, self.remove, self.link, self.rename, self.again, self.pipe]
         with suppress(OSError, subprocess.CalledProcessError):  # what cannot be done is no act
             self.chance.choice(acts)(self.path(), self.path())
 
     def path(self) -> Path:
+        """Any, or one that is there: else hardly anything would ever be changed or removed."""
+        there = sorted(path for path in self.root.rglob("*") if path.parent != self.root)
+        if there and self.chance.random() < 0.5:
+            return self.chance.choice(there)
         path = self.root
         for _ in range(self.chance.randint(1, 3)):
-            path /= self.chance.choice(NAMES)
+            path /= self.chance.choice(self.names)
         return path
 
     def write(self, path: Path, _: Path) -> None:
         if path.is_fifo():  # nobody reads
             return
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             file.seek(self.chance.choice([0, 0, 1 << 20]))
             file.write(self.chance.randbytes(self.chance.randint(0, 9000)))
@@ -97,7 +105,8 @@ class Program:
             file.write(b"more")
 
     def remove(self, path: Path, _: Path) -> None:
-        subprocess.run(["rm", "-rf", str(path)], check=True)
+        if path.parent != self.root:  # else little would be left in the end
+            subprocess.run(["rm", "-rf", str(path)], check=True)
 
     def make(self, path: Path, _: Path) -> None:
         path.mkdir(parents=True)
@@ -106,7 +115,7 @@ class Program:
         """A folder where something else was, or another one."""
         self.remove(path, path)
         path.mkdir(parents=True)
-        (path / self.chance.choice(NAMES)).write_text("new")
+        (path / self.chance.choice(self.names)).write_text("new")
 
     def link(self, path: Path, other: Path) -> None:
         path.symlink_to(other.name)
@@ -137,10 +146,10 @@ def written(folder: Path, chance: random.Random) -> list[Path]:
         for made in (upper, work, root):
             made.mkdir()
         if number == 0:
-            program = Program(layers[0], chance)
+            program = Program(layers[0], chance, OF_BASE)
         else:
             mount(layers, root, f"upperdir={upper}", f"workdir={work}")
-            program = Program(root, chance)
+            program = Program(root, chance, NAMES)
         for _ in range(ACTS if number else 3 * ACTS):
             program.act()
         if number:
@@ -152,14 +161,14 @@ def written(folder: Path, chance: random.Random) -> list[Path]:
 def main(seed: int, folder: Path) -> None:
     chance = random.Random(seed)
     layers = written(folder, chance)
-    first = chance.randint(0, len(layers) - 3)
+    first = chance.choice([0, 0, 0, 1, 2])
     last = chance.randint(first + 2, len(layers) - 1)
     merged, root = folder / "merged", folder / "root"
     root.mkdir()
     mount([*layers, folder / "root0"], root)
     before = seen(root)
     unmount(root)
-    merge(layers[first:last], merged)
+    squash(layers[first:last], [*layers[last:], folder / "root0"], merged)
     mount([*layers[:first], merged, *layers[last:], folder / "root0"], root)
     after = seen(root)
     unmount(root)

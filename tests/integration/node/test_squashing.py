@@ -1,8 +1,14 @@
 """Layers made one by a node: what a sandbox over the new one sees, and what is left of one that failed."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from tests.integration.node.building import building, layer_files
 from tests.integration.node.conftest import NEEDS_A_NODE, NodeProcess, newest_build
+from tests.support.source import ROOT
 
 from cloche_server.node import build_messages as messages
 from cloche_wire.errors import ClocheError, InvalidArgument, NotFound, TooLarge
@@ -13,7 +19,7 @@ LOOK = "cat /kept /both; ls /folder; test ! -e /etc/motd; stat -c '%U %a' /kept;
 
 
 async def squash(node: NodeProcess, *layers: str, **changes: int) -> messages.LayerMade:
-    request = messages.SquashLayers("team", layers, **changes)
+    request = messages.SquashLayers("team", layers, (newest_build(),), **changes)
     return await node.call("squash", request, messages.LayerMade)
 
 
@@ -63,3 +69,17 @@ async def test_what_cannot_be_made_one_is_refused_and_leaves_nothing(node: NodeP
     with pytest.raises(error):
         await squash(node, *names, max_bytes=limit)
     assert sorted(path.name for path in (node.state / "layers").iterdir()) == before
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_layers_of_random_histories_show_the_same_when_some_are_one(seed: int, tmp_path: Path) -> None:
+    """Wherever in the chain these are; compared with what overlayfs shows of them: names, content, owners,
+    modes, attributes, times, hard links, and what is hidden below."""
+    argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", "tests.support.overlays"]
+    done = subprocess.run(
+        [*argv, str(seed), str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    entries, before, after = json.loads(done.stdout)
+    assert entries > 5, "something to look at"
+    assert after == before

@@ -127,6 +127,8 @@ class SquashLayers(msgspec.Struct, frozen=True):
     team_id: str
     layers: tuple[str, ...]
     """Names of layers that lie directly over each other, uppermost first."""
+    below: tuple[str, ...]
+    """All that they lie over: what hides nothing there is left out."""
     max_bytes: int = 20 << 30
 
 

@@ -62,6 +62,6 @@ def _of_layers(machine: Machine) -> dict[str, link.Method]:
         return link.Answer(pruning.prune(machine, link.decode(params, messages.PruneLayers)))
 
     async def squash(params: msgspec.Raw) -> link.Answer:
-        return link.Answer(await squashing.squash(machine, link.decode(params, messages.SquashLayers)))
+        return link.Answer(await squashing.squash_layers(machine, link.decode(params, messages.SquashLayers)))
 
     return {"layers": list_layers, "prune_layers": prune, "squash": squash}

@@ -191,7 +191,7 @@ class Builder:
             found = (number for number, name in enumerate(layers) if name in state.shared)
             own = next(found, len(layers) - 1)
             count = own if own >= _LEAST_OWN else _SQUASHED
-            layer = await self._workshop.squash(self._target.team_id, layers[:count])
+            layer = await self._workshop.squash(self._target.team_id, layers[:count], layers[count:])
             await self._log.write(f"{count} layers became one: {layer.size_bytes >> 20} MiB", step, "debug")
             layers = (layer.layer_id, *layers[count:])
         return layers

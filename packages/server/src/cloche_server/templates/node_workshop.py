@@ -82,9 +82,9 @@ class NodeWorkshop:
                     line = msgspec.json.decode(event[1], type=BuildLine)
                     await on_line(line.stream, line.text)
 
-    async def squash(self, team_id: str, layers: tuple[str, ...]) -> Layer:
+    async def squash(self, team_id: str, layers: tuple[str, ...], below: tuple[str, ...]) -> Layer:
         """See `workshop.Workshop.squash`."""
-        order = SquashLayers(team_id, layers)
+        order = SquashLayers(team_id, layers, below)
         made = await _call(self._node, "squash", order, LayerMade, SQUASH_TIMEOUT_S)
         return Layer(made.layer_id, made.size_bytes, made.entries)
 

@@ -212,8 +212,8 @@ class Workshop(Protocol):
         """
         ...
 
-    async def squash(self, team_id: str, layers: tuple[str, ...]) -> Layer:
-        """Make one layer of several that lie over each other, uppermost first; they stay.
+    async def squash(self, team_id: str, layers: tuple[str, ...], below: tuple[str, ...]) -> Layer:
+        """Make one layer of several that lie over each other, uppermost first, and over others; they stay.
 
         Raises:
             TooLarge: They are larger together than a layer may be.
