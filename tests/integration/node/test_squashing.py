@@ -15,7 +15,10 @@ from cloche_wire.errors import ClocheError, InvalidArgument, NotFound, TooLarge
 
 pytestmark = [pytest.mark.anyio, NEEDS_A_NODE]
 
-LOOK = "cat /kept /both; ls /folder; test ! -e /etc/motd; stat -c '%U %a' /kept; stat -c %h /one"
+LOOK = """
+cat /kept /both; ls /folder; test ! -e /etc/motd; stat -c "%U %a" /kept
+test /one -ef /two && echo same
+"""
 
 
 async def squash(node: NodeProcess, *layers: str, **changes: int) -> messages.LayerMade:
@@ -46,9 +49,9 @@ async def test_a_sandbox_over_the_one_layer_sees_what_it_saw_over_all_of_them(no
     made = await squash(node, *layers)
     assert (made.team_id, made.entries > 0) == ("team", True)
     async with building(node, made.layer_id) as build:
-        after = await build.shell(f"{LOOK}; test ! -e /gone")
+        after = await build.shell(f"{LOOK}test ! -e /gone")
     assert (before.status, before) == (0, after)
-    assert before.stdout == ["x", "first", "second", "new", "user 4711", "2"]
+    assert before.stdout == ["x", "first", "second", "new", "user 4711", "same"]
     old = [one for one in await node.call("layers", {}, list[messages.LayerMade]) if one.layer_id in layers]
     assert len(old) == 3
     assert (layer_files(node, old[0]) / "both").read_text() == "first\n"
