@@ -21,7 +21,7 @@ FOLDERS = (
 RULES = (
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
-    (r"\bAsync(Sandbox|Volume|SandboxPaginator|CodeInterpreter|Client|Iterator|Callback)\b", r"\1"),
+    (r"\bAsync(Sandbox|Volume|Template|SandboxPaginator|CodeInterpreter|Client|Iterator|Callback)\b", r"\1"),
     (r"\bAsyncByteStream\b", "SyncByteStream"),
     (r"\b__a(enter|exit|iter)__\b", r"__\1__"),
     (r"\b__anext__\b", "__next__"),

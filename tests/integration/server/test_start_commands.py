@@ -1,5 +1,7 @@
 """Start commands of templates: a sandbox that is taken begins with its program running, and ready."""
 
+import contextlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 
 import pytest
@@ -130,3 +132,27 @@ def test_the_start_command_of_the_documents_image_is_the_interpreter_that_runs_a
         assert sandbox.run_code("1 + 1").text == "2"
     finally:
         sandbox.kill()
+
+
+def ready_builds(server: Server) -> set[str]:
+    """Of which builds there is a sandbox that is ready."""
+    found: set[str] = set()
+    for path in server.state.glob("node/journal/*.json"):
+        with contextlib.suppress(FileNotFoundError):  # it is gone meanwhile
+            record = json.loads(path.read_bytes())
+            if record["state"] == "ready":
+                found.add(record["request"]["build_id"])
+    return found
+
+
+def test_a_module_that_a_template_preloads_is_imported_before_anybody_asks(server: Server) -> None:
+    """Twin: not in a sandbox of the template that it is based on."""
+    build(server, "preloading", {"fromTemplate": "base", "preload": ["wave"]})
+    build_id = server.request("GET", "/templates/preloading").json()["buildID"]
+    until(lambda: build_id in ready_builds(server), within_s=60, what="one made ahead")
+    for name, answer in (("preloading", "True"), ("base", "False")):
+        sandbox = connect_options(server, Sandbox.create, name)
+        try:
+            assert sandbox.run_code("import sys\n'wave' in sys.modules").text == answer
+        finally:
+            sandbox.kill()

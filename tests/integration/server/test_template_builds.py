@@ -259,3 +259,32 @@ def test_steps_and_sandboxes_of_a_template_have_the_isolation_that_it_asks_for(o
         assert "Starting gVisor" in sandbox.commands.run("cat /seen").stdout
     finally:
         sandbox.kill()
+
+
+TEMPLATE = """
+from cloche import Template
+
+template = (
+    Template(name="of-python", memory_mb=512)
+    .copy("app", "/srv/app", user="user")
+    .preload("wave", "no_such_module")
+)
+"""
+
+
+def test_a_python_file_becomes_a_template(cli: Cli, folder: Path, own_server: Server) -> None:
+    """The caller of the command runs it; what it wants preloaded is tried when it is built, and shown."""
+    (folder / "template.py").write_text(TEMPLATE)
+    done = cli("build", str(folder / "template.py"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no_such_module cannot be imported" in done.stdout
+    shown = cli("inspect", "of-python").stdout
+    assert "preloaded numpy, pandas, matplotlib.pyplot, wave, no_such_module" in shown
+    assert "warning   no_such_module cannot be imported" in shown
+    assert "isolation container" in shown
+    assert "image     -" in shown
+    sandbox = connect_options(own_server, Sandbox.create, "of-python")
+    try:
+        assert sandbox.commands.run("stat -c %U /srv/app/main.py").stdout == "user\n"
+    finally:
+        sandbox.kill()

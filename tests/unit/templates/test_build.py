@@ -9,7 +9,7 @@ from tests.fakes.workshop import FakeWorkshop
 from cloche_server.templates import copying
 from cloche_server.templates.build import MOST_LAYERS, Base, Builder, Kept, Target
 from cloche_server.templates.step_run import BuildFailed
-from cloche_server.templates.steps import Context, Description, Stage, Step
+from cloche_server.templates.steps import Context, Description, Stage, Step, check
 from cloche_server.templates.workshop import Finished
 from cloche_wire.errors import DeadlineExceeded, InvalidArgument, TemplateNotFound, Unauthenticated
 
@@ -394,3 +394,26 @@ async def test_a_command_of_a_user_that_is_not_there_fails_as_clients_know_it(
     assert failed.value.message == (
         "failed to run command 'whoami': command failed: unauthenticated: invalid username: 'root123'"
     )
+
+
+async def test_what_sandboxes_have_imported_is_that_of_the_base_and_what_a_build_adds(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    """It is tried in a sandbox of the finished layers; what fails there is told, and is no failure."""
+    plain = await build(workshop, around, described(Step("RUN", ["one"])), tmp_path)
+    assert plain.warm == BASE.warm
+    workshop.prints["no_such"] = ['["no_such cannot be imported"]']
+    made = await build(
+        workshop, around, described(Step("RUN", ["two"]), preload=["numpy", "polars", "no_such"]), tmp_path
+    )
+    assert made.warm == (*BASE.warm, "polars", "no_such")
+    assert made.warnings == ("no_such cannot be imported",)
+    assert workshop.settings[-1].layers == made.layers
+    assert workshop.ran[-1].argv[-4:] == ["named", "numpy", "polars", "no_such"]
+    assert ("finalize", "warn", "no_such cannot be imported") in around.lines
+
+
+@pytest.mark.parametrize("modules", [["os; import x"], ["a..b"], [""], ["m" * 200], ["a"] * 65])
+def test_what_is_no_module_is_not_preloaded(modules: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="module"):
+        check(Description(preload=modules))

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloche_server.templates import steps
-from cloche_server.templates.dockerfile.context import Context
-from cloche_server.templates.dockerfile.ignore import Ignore
 from cloche_server.templates.dockerfile.parser import parse
 from cloche_server.templates.dockerfile.problem import DockerfileError
 from cloche_server.templates.dockerfile.translate import Translated, Translator
 from cloche_server.templates.steps import Step
+from cloche_wire.build_context import Context
+from cloche_wire.ignore import Ignore
 
 START = [Step("USER", ["root"]), Step("WORKDIR", ["/"]), Step("SHELL", ["/bin/sh", "-c"])]
 END = [Step("USER", ["user"]), Step("WORKDIR", ["/home/user"])]

@@ -28,6 +28,13 @@ def test_nothing_is_told_of_modules_that_work_or_are_not_there(tmp_path: Path) -
     assert told(tmp_path, {"loud": "print('noise')"}, "no_such", "no_such.part", "json.no_part") == []
 
 
+def test_one_that_somebody_has_named_is_told_also_where_it_is_not_there() -> None:
+    command = trial.command(["json", "no_such"], sys.executable, is_named=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (warning,) = trial.warnings(done.stdout)
+    assert warning.startswith("no_such cannot be imported: ModuleNotFoundError")
+
+
 def test_a_module_that_fails_is_told_with_its_error_and_the_others_are_tried(tmp_path: Path) -> None:
     modules = {
         "first": "import no_such_library",

@@ -9,14 +9,19 @@ with Sandbox.create() as sandbox:
 from __future__ import annotations
 
 from cloche._async.sandbox import AsyncSandbox
+from cloche._async.template import AsyncTemplate
 from cloche._async.volume import AsyncVolume
 from cloche._config import ConnectionOptions
 from cloche._sync.commands import CommandHandle
 from cloche._sync.files import WatchHandle, WriteEntry
 from cloche._sync.listing import SandboxPaginator
 from cloche._sync.sandbox import Sandbox
+from cloche._sync.template import Template
 from cloche._sync.volume import Volume
+from cloche._template_requests import BuildInfo, BuildLogEntry
+from cloche._template_steps import CopyItem
 from cloche.errors import (
+    BuildFailed,
     ClocheError,
     CommandExit,
     DeadlineExceeded,
@@ -55,13 +60,18 @@ from cloche_wire.execution import Execution, ExecutionError, Logs, OutputMessage
 
 __all__ = [
     "AsyncSandbox",
+    "AsyncTemplate",
     "AsyncVolume",
+    "BuildFailed",
+    "BuildInfo",
+    "BuildLogEntry",
     "ClocheError",
     "CommandExit",
     "CommandHandle",
     "CommandResult",
     "ConnectionOptions",
     "Context",
+    "CopyItem",
     "DeadlineExceeded",
     "EntryInfo",
     "Execution",
@@ -89,6 +99,7 @@ __all__ = [
     "SandboxUnreachable",
     "SnapshotInfo",
     "SnapshotNotFound",
+    "Template",
     "TemplateNotFound",
     "Unauthenticated",
     "Unavailable",

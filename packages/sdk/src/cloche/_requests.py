@@ -203,8 +203,8 @@ def read_info(data: Any) -> SandboxInfo:  # noqa: ANN401 - decoded JSON
         template_id=fields["templateID"],
         name=fields.get("alias"),
         metadata=dict(fields.get("metadata") or {}),
-        started_at=_moment(fields["startedAt"]),
-        end_at=_moment(fields["endAt"]),
+        started_at=moment(fields["startedAt"]),
+        end_at=moment(fields["endAt"]),
         state=SandboxState(fields["state"]),
         cpu_count=fields["cpuCount"],
         memory_mb=fields["memoryMB"],
@@ -362,5 +362,6 @@ def _object(data: Any) -> dict[str, Any]:  # noqa: ANN401 - decoded JSON
     return cast("dict[str, Any]", data)
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
+    """Read a time as the server writes it."""
     return Timestamp.from_rfc3339(text).to_datetime()

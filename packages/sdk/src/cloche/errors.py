@@ -1,4 +1,4 @@
-"""What the client raises: the one error tree of Cloche, and three kinds that only a client can see."""
+"""What the client raises: the one error tree of Cloche, and four kinds that only a client can see."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from cloche_wire.errors import (
 
 __all__ = [
     "AlreadyExists",
+    "BuildFailed",
     "Canceled",
     "ClocheError",
     "CommandExit",
@@ -86,3 +87,19 @@ class CommandExit(ClocheError):
         self.stdout = stdout
         self.stderr = stderr
         self.error = error
+
+
+class BuildFailed(ClocheError):
+    """A template could not be built; the message is the server's.
+
+    Attributes:
+        step: Where: the number of a step, `base` or `finalize`.
+    """
+
+    connect_code = "failed_precondition"
+    http_status = 400
+
+    def __init__(self, message: str, step: str = "") -> None:
+        """Say why, and where."""
+        super().__init__(message)
+        self.step = step

@@ -54,6 +54,7 @@ class TemplateBases:
             found.ready_cmd,
             isolation=found.isolation,
             image=found.image,
+            warm=found.warm,
         )
 
     async def of_image(self, description: Description) -> Base:

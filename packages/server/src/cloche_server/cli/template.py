@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from cloche_server import link
 from cloche_server.cli.output import explain, is_root, note, state_option
 from cloche_server.cli.remote import Remote
 from cloche_server.isolation import syscalls
+from cloche_server.node import warm_images
 from cloche_server.node.build_messages import LayerMade, Pruned, PruneLayers
 from cloche_server.store.first_key import open_as_operator
 from cloche_server.templates import builder, host_settings, manifest, recipe
@@ -48,9 +50,14 @@ def template() -> None:
 @click.option("--build-arg", "build_args", multiple=True, metavar="NAME=VALUE", help="Value of an ARG.")
 @click.option("--target", default="", help="The stage to stop at; else the last one.")
 @click.option("--no-cache", is_flag=True, help="Run every step, also where its result is known.")
+@click.option(
+    "--preload", multiple=True, metavar="MODULE", help="A Python module that sandboxes have imported already."
+)
+@click.option("--isolation", default="", help="`container` or `gvisor`, for its steps and its sandboxes.")
+@click.option("--python", default="", help="The interpreter that runs a template's Python file.")
 @state_option
-def build(what: str, file: str, state: str | None, **wishes: Any) -> None:  # noqa: ANN401 -- click's options
-    """Build a template from the Dockerfile of a folder, or one that Cloche brings by its name.
+def build(what: str, file: str, python: str, state: str | None, **wishes: Any) -> None:  # noqa: ANN401 -- click's options
+    """Build a template: of a folder's Dockerfile, of a Python file, or one that Cloche brings by its name.
 
     Without an argument it is the default template, where that is missing or its recipe has changed.
     """
@@ -58,7 +65,7 @@ def build(what: str, file: str, state: str | None, **wishes: Any) -> None:  # no
         if what in _EMBEDDED and not Path(what).is_dir():
             _build_embedded(what, state)
             return
-        _build_folder(Path(what), file, state, wishes)
+        _build_described(Path(what), file, python, state, wishes)
 
 
 def _build_embedded(name: str, state: str | None) -> None:
@@ -72,20 +79,31 @@ def _build_embedded(name: str, state: str | None) -> None:
     note(f"template {made.name} ({made.template_id}) lies in {config.templates_dir / made.build_id}")
 
 
-def _build_folder(path: Path, file: str, state: str | None, wishes: dict[str, Any]) -> None:
+def _build_described(path: Path, file: str, python: str, state: str | None, wishes: dict[str, Any]) -> None:
     from rich.console import Console  # drawn in by this command alone
 
-    from cloche_server.cli import template_build
+    from cloche_server.cli import template_build, template_python
 
     if not path.exists():
-        hint = f"a folder with a Dockerfile, or one of: {', '.join(_EMBEDDED)}"
+        hint = f"a folder with a Dockerfile, a Python file, or one of: {', '.join(_EMBEDDED)}"
         raise NotFound(f"no such folder: {path}", hint=hint)
-    dockerfile = path if path.is_file() else template_build.find_dockerfile(path, file)
-    name = wishes.pop("name") or re.sub(r"[^a-z0-9_-]+", "-", dockerfile.absolute().parent.name.lower())
-    wish = template_build.Wish(name, memory_mib=wishes.pop("memory_mb"), **wishes)
     console = Console(soft_wrap=True)
-    made = template_build.build(Remote.of(state), dockerfile, dockerfile.parent, wish, console)
-    console.print(f"template [bold]{name}[/] ({made.template_id}) is ready, took {made.took_s:.1f} s")
+    wish = template_build.Wish(wishes.pop("name"), memory_mib=wishes.pop("memory_mb"), **wishes)
+    with tempfile.TemporaryDirectory(prefix="cloche-build-") as scratch:
+        if path.suffix == ".py":
+            translated, said = template_python.read(path, Path(scratch), python)
+            wish = wish._replace(
+                name=wish.name or said.name,
+                cpu_count=wish.cpu_count or said.cpu_count,
+                memory_mib=wish.memory_mib or said.memory_mib,
+            )
+        else:
+            path = path if path.is_file() else template_build.find_dockerfile(path, file)
+            translated = template_build.of_dockerfile(path, Path(scratch), wish)
+        folder_name = re.sub(r"[^a-z0-9_-]+", "-", path.absolute().parent.name.lower())
+        wish = wish._replace(name=wish.name or folder_name)
+        made = template_build.build(Remote.of(state), translated, wish, console)
+    console.print(f"template [bold]{wish.name}[/] ({made.template_id}) is ready, took {made.took_s:.1f} s")
 
 
 @template.command(name="list")
@@ -106,12 +124,16 @@ def list_templates(state: str | None) -> None:
 @click.argument("name")
 @state_option
 def inspect(name: str, state: str | None) -> None:
-    """Show a template's builds; on the server's own machine, as root, its layers and their sizes too."""
+    """Show a template and its builds; on the server's machine, as root, also what it is made of.
+
+    That is its layers and their sizes, what its sandboxes begin with, and the image that they go on from.
+    """
     with explain():
         found = Remote.of(state).ask("GET", f"/templates/{quote(name, safe='')}")
         note(f"template  {found['names'][0]} ({found['templateID']})")
         note(f"size      {found['cpuCount']} CPUs, {found['memoryMB']} MiB")
         note(f"public    {'yes' if found['public'] else 'no'}")
+        note(f"isolation {found['isolation']}")
         note("")
         builds = [[b["buildID"], b["status"], b["createdAt"][:16]] for b in found["builds"]]
         _print_table([["BUILD", "STATUS", "REQUESTED"], *builds])
@@ -138,8 +160,20 @@ def _print_layers(config: Config, build_id: str) -> None:
     note(f"user      {made.default_user} in {made.default_workdir or 'its home'}")
     note(f"start     {made.start_cmd or '-'}")
     note(f"ready     {made.ready_cmd or '-'}")
+    note(f"preloaded {', '.join(made.warm) or '-'}")
+    note(f"image     {_warm_image(config, build_id)}")
     for warning in made.warnings:
         note(f"warning   {warning}")
+
+
+def _warm_image(config: Config, build_id: str) -> str:
+    """What there is of the image that sandboxes of a build go on from, where their isolation can."""
+    images = config.state_dir / "images"
+    found = [path for path in images.glob(f"{warm_images.PREFIX}{build_id}-*") if path.suffix != ".new"]
+    if not found:
+        return "- (sandboxes start)"
+    size = sum(file.stat().st_size for path in found for file in path.iterdir())
+    return f"{size / (1 << 20):.1f} MiB, which new sandboxes go on from"
 
 
 @template.command()

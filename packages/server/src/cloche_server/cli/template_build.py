@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from rich.console import Console
-from rich.markup import escape
 
+from cloche_server.cli.build_progress import BuildProgress
 from cloche_server.cli.remote import Remote
-from cloche_server.templates.dockerfile.context import Context
 from cloche_server.templates.dockerfile.parser import parse
 from cloche_server.templates.dockerfile.translate import Translated, Translator
 from cloche_server.templates.steps import DEFAULT_READY
+from cloche_wire.build_context import Context
 from cloche_wire.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cloche_server.templates.steps import Description
 
 POLL_S = 0.2
 _FILES = ("e2b.Dockerfile", "Dockerfile")
-_STYLES = {"warn": "yellow", "error": "bold red", "debug": "dim"}
 
 
 class Wish(NamedTuple):
@@ -40,6 +39,9 @@ class Wish(NamedTuple):
     no_cache: bool = False
     build_args: tuple[str, ...] = ()
     target: str = ""
+    preload: tuple[str, ...] = ()
+    """Python modules that sandboxes have imported before anybody asks, beside those of the base."""
+    isolation: str = ""
 
 
 class Built(NamedTuple):
@@ -63,18 +65,25 @@ def find_dockerfile(path: Path, chosen: str = "") -> Path:
     raise NotFound(f"no {' and no '.join(names)} in {path}", hint="name one with --file")
 
 
-def build(remote: Remote, dockerfile: Path, context: Path, wish: Wish, console: Console) -> Built:
+def of_dockerfile(dockerfile: Path, scratch: Path, wish: Wish) -> Translated:
+    """Translate a Dockerfile, whose folder is what it copies from; archives go to `scratch`.
+
+    Raises:
+        DockerfileError: It is refused, by its line.
+    """
+    translator = Translator(Context(dockerfile.parent, scratch), _build_args(wish.build_args))
+    return translator.translate(parse(dockerfile.read_text()), wish.target)
+
+
+def build(remote: Remote, translated: Translated, wish: Wish, console: Console) -> Built:
     """Build a template, and show what happens; return when it is ready.
 
     Raises:
-        DockerfileError: The Dockerfile is refused, by its line; nothing was sent.
         InvalidArgument: A step failed; its output was shown.
         Unavailable: The server cannot be reached.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cloche-build-") as scratch:
-        translator = Translator(Context(context, Path(scratch)), _build_args(wish.build_args))
-        translated = translator.translate(parse(dockerfile.read_text()), wish.target)
+    with BuildProgress(console) as progress:
         asked = {
             "name": wish.name,
             "tags": list(wish.tags),
@@ -83,13 +92,11 @@ def build(remote: Remote, dockerfile: Path, context: Path, wish: Wish, console: 
         }
         ids = remote.ask("POST", "/v3/templates", asked)
         template_id, build_id = str(ids["templateID"]), str(ids["buildID"])
-        _send_files(remote, template_id, translated, console)
-    path = f"/templates/{template_id}/builds/{build_id}"
-    remote.ask("POST", f"/v2{path}", _with_wishes(translated.description, wish))
-    for entry in follow(remote, path):
-        style = _STYLES.get(entry["level"], "")
-        text = escape(entry["message"])
-        console.print(f"[{style}]{text}[/]" if style else text, highlight=False, soft_wrap=True)
+        _send_files(remote, template_id, translated, progress)
+        path = f"/templates/{template_id}/builds/{build_id}"
+        remote.ask("POST", f"/v2{path}", _with_wishes(translated.description, wish))
+        for entry in follow(remote, path):
+            progress.show(entry)
     return Built(template_id, build_id, time.monotonic() - began)
 
 
@@ -114,19 +121,26 @@ def follow(remote: Remote, path: str) -> Iterator[dict[str, Any]]:
         raise InvalidArgument(reason.get("message", "the build failed"))
 
 
-def _send_files(remote: Remote, template_id: str, translated: Translated, console: Console) -> None:
+def _send_files(remote: Remote, template_id: str, translated: Translated, progress: BuildProgress) -> None:
     for packed in translated.archives:
         link = remote.ask("GET", f"/templates/{template_id}/files/{packed.files_hash}")
         if not link["present"]:
             size_mib = packed.path.stat().st_size / (1 << 20)
-            console.print(f"sending files: {size_mib:.1f} MiB", style="dim")
+            progress.line(f"sending files: {size_mib:.1f} MiB", "dim")
             remote.send(link["url"], packed.path)
 
 
 def _with_wishes(description: Description, wish: Wish) -> Description:
     start = wish.start_cmd or description.start_cmd
     ready = wish.ready_cmd or description.ready_cmd or (DEFAULT_READY if start else "")
-    return msgspec.structs.replace(description, start_cmd=start, ready_cmd=ready, force=wish.no_cache)
+    return msgspec.structs.replace(
+        description,
+        start_cmd=start,
+        ready_cmd=ready,
+        force=wish.no_cache or description.force,
+        preload=list(dict.fromkeys((*description.preload, *wish.preload))),
+        isolation=wish.isolation or description.isolation,
+    )
 
 
 def _build_args(given: tuple[str, ...]) -> dict[str, str]:

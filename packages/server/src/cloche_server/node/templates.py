@@ -10,6 +10,7 @@ import msgspec
 from cloche_wire.errors import TemplateNotFound
 
 MANIFEST = "manifest.json"
+DEFAULT_WARM = ("numpy", "pandas", "matplotlib.pyplot")
 _SLEEPS = re.compile(r"\s*sleep\s+[\d.]+[smh]?\s*\Z")
 
 
@@ -29,7 +30,7 @@ class Template(msgspec.Struct, frozen=True):
     """Runs in every sandbox from its beginning."""
     ready_cmd: str = ""
     """Succeeds once that is so far."""
-    warm: tuple[str, ...] = ("numpy", "pandas", "matplotlib.pyplot")
+    warm: tuple[str, ...] = DEFAULT_WARM
     """Python modules that sandboxes made ahead have imported; what the template lacks is passed over."""
 
     @property

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from cloche_server import isolation_choice
-from cloche_server.templates import copying
+from cloche_server.node.templates import DEFAULT_WARM
+from cloche_server.templates import copying, preloading
 from cloche_server.templates import steps as words
 from cloche_server.templates.images import reference
 from cloche_server.templates.step_run import BuildFailed, Log, StepRun, with_words
@@ -52,6 +53,8 @@ class Base(NamedTuple):
     """What its sandboxes get at least; empty: the server's."""
     image: str = ""
     """The image that it was made of, by its digest."""
+    warm: tuple[str, ...] = DEFAULT_WARM
+    """Python modules that its sandboxes have imported before anybody asks for them."""
 
 
 class Kept(NamedTuple):
@@ -293,6 +296,7 @@ class Builder:
         if base is not None and start in base.needless:
             await self._log.write(f"Runs in every sandbox without a start command: {start}", FINAL_STEP)
             start, ready = "", "" if ready == DEFAULT_READY else ready
+        await self._log.write("Finalizing the template", FINAL_STEP)
         target, context = self._target, state.context
         finished = Finished(
             target.template_id,
@@ -309,13 +313,20 @@ class Builder:
             ready or (DEFAULT_READY if start else ""),
             self._isolation,
             self._images[""],
+            preloading.joined(base.warm if base else DEFAULT_WARM, description.preload),
         )
-        await self._log.write("Finalizing the template", FINAL_STEP)
 
         async def on_line(stream: str, line: str) -> None:
             await self._log.write(line, FINAL_STEP, "warn" if stream == "stderr" else "info")
 
         try:
+            if description.preload:
+                told = await preloading.warnings(
+                    self._workshop, self._setting(state.layers), context.env, description.preload
+                )
+                for warning in told:
+                    await self._log.write(warning, FINAL_STEP, "warn")
+                finished = msgspec.structs.replace(finished, warnings=tuple(told))
             await self._workshop.publish(finished, on_line)
         except ClocheError as error:
             raise BuildFailed(_told(error), FINAL_STEP) from error

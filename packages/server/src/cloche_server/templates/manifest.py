@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cloche_server.node.templates import DEFAULT_WARM
 from cloche_wire.errors import Internal
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """The image that it is based on, by its digest; empty: none, or the base was a template."""
     ready_cmd: str = ""
     """Succeeds once the start command is so far."""
+    warm: tuple[str, ...] = DEFAULT_WARM
+    """Python modules that its sandboxes have imported before anybody asks for them."""
 
     @property
     def layer_names(self) -> tuple[str, ...]:

@@ -196,6 +196,8 @@ def _manifest(finished: Finished) -> Manifest:
         ready_cmd=finished.ready_cmd,
         isolation=finished.isolation,
         image=finished.image,
+        warm=finished.warm,
+        warnings=list(finished.warnings),
     )
 
 

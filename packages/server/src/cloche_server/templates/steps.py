@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from cloche_server.templates import preloading
 from cloche_wire.errors import InvalidArgument
 
 MAX_STEPS = 500
@@ -94,6 +95,8 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     stages: list[Stage] = []
     isolation: str = ""
     """What steps and sandboxes get; empty: that of the base, or the server's. Ours."""
+    preload: list[str] = []
+    """Python modules that sandboxes have imported before anybody asks, beside those of the base. Ours."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -136,6 +139,8 @@ def check(description: Description) -> None:
     if description.from_stage and description.from_stage not in names:
         raise InvalidArgument(f"no such stage: {description.from_stage!r}")
     _check_steps(description.steps, names, "")
+    if problem := preloading.problem(description.preload):
+        raise InvalidArgument(problem)
     for command in (description.start_cmd, description.ready_cmd):
         if len(command) > MAX_TEXT_BYTES or "\0" in command:
             raise InvalidArgument("start and ready commands are texts of at most 256 KiB")

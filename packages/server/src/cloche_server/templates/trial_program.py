@@ -1,7 +1,9 @@
 # ruff: noqa: UP045 - run by the template's Python, which may be 3.9
 """Import modules, and print what went wrong with each, as a list in JSON.
 
-    python3 -c THIS DEADLINE_S MODULE...
+    python3 -c THIS DEADLINE_S named|usual MODULE...
+
+Of the usual ones those that are not there are passed over.
 
 The imports are a child's: one that hangs or crashes is an answer too.
 """
@@ -29,7 +31,7 @@ def main() -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        _be_child(writing, sys.argv[2:])
+        _be_child(writing, sys.argv[3:])
     os.close(writing)
     said, is_late = _listen(reading, deadline_s)
     if is_late:
@@ -84,7 +86,8 @@ def _tried(name: str) -> str:
     except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit too
         failure = error
     if (
-        isinstance(failure, ModuleNotFoundError)
+        sys.argv[2] == "usual"
+        and isinstance(failure, ModuleNotFoundError)
         and failure.name
         and f"{name}.".startswith(f"{failure.name}.")
     ):

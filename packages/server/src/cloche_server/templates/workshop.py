@@ -163,6 +163,10 @@ class Finished(msgspec.Struct, frozen=True):
     isolation: str = ""
     image: str = ""
     """The image that it is based on, by its digest; empty: none."""
+    warm: tuple[str, ...] = ()
+    """Python modules that its sandboxes have imported before anybody asks for them."""
+    warnings: tuple[str, ...] = ()
+    """What its owner should know of the build, though it has succeeded: a sentence each."""
 
 
 class Workshop(Protocol):

@@ -14,10 +14,10 @@ import re
 import shlex
 from typing import NamedTuple
 
-from cloche_server.templates.dockerfile.context import Context, Packed
 from cloche_server.templates.dockerfile.parser import Heredoc, Instruction, split_words
 from cloche_server.templates.dockerfile.problem import refuse
 from cloche_server.templates.steps import DEFAULT_READY, MODE, Description, Stage, Step, expand
+from cloche_wire.build_context import Context, Packed
 
 _NUMBER = re.compile(r"\d+\Z")
 _URL = re.compile(r"https?://", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""The folder beside a Dockerfile: what of it instructions copy, as archives that are named by their content.
+"""The folder that a template is built from: what steps copy of it, as archives named by their content.
 
 An archive is laid out as its files are to lie at their target, so that one step brings all sources of an
 instruction. The same files give the same archive, whoever packs them and when.
@@ -15,11 +15,11 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cloche_server.templates.dockerfile.ignore import Ignore, pattern_of
+from cloche_wire.ignore import Ignore, pattern_of
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -42,12 +42,16 @@ class _Entry(NamedTuple):
 class Context:
     """A folder, without what its `.dockerignore` leaves out."""
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
-        """Read the folder's `.dockerignore`; archives go to the folder `scratch`, which is the caller's."""
+    def __init__(self, folder: Path, scratch: Path, ignored: Iterable[str] = ()) -> None:
+        """Read the folder's `.dockerignore`, to which `ignored` adds lines; archives go to `scratch`.
+
+        That is a folder of the caller's.
+        """
         self._folder = folder
         self._scratch = scratch
         rules = folder / ".dockerignore"
-        self._ignore = Ignore(rules.read_text().splitlines() if rules.is_file() else ())
+        lines = rules.read_text().splitlines() if rules.is_file() else ()
+        self._ignore = Ignore((*lines, *ignored))
 
     def pack(self, sources: list[str]) -> Packed:
         """Pack files and folders of the context; a folder without its own name, a pattern for all it fits.
@@ -140,6 +144,28 @@ class Context:
                 digest.update(piece)
                 packed.write(piece)
         return Packed(path, digest.hexdigest(), source)
+
+
+def pack_steps(steps: list[dict[str, Any]], context: Context) -> tuple[list[dict[str, Any]], list[Packed]]:
+    """Return a builder's steps as they are sent, and the archives that they copy from, each once.
+
+    Its `COPY` names a source of the context; what is sent names what lies in an archive, and the archive.
+
+    Raises:
+        FileNotFoundError: A source is not there, or all of it is left out.
+        ValueError: A source lies outside the context.
+    """
+    sent: list[dict[str, Any]] = []
+    archives: dict[str, Packed] = {}
+    for step in steps:
+        if step["type"] != "COPY":
+            sent.append(step)
+            continue
+        source, *more = step["args"]
+        packed = context.pack([source])
+        archives.setdefault(packed.files_hash, packed)
+        sent.append({**step, "args": [packed.source, *more], "filesHash": packed.files_hash})
+    return sent, list(archives.values())
 
 
 def _add(archive: tarfile.TarFile, entry: _Entry, update: Callable[[bytes], None]) -> None:
