@@ -83,6 +83,20 @@ def test_limits_of_the_first_version_stand_when_the_files_to_enter_are_given(
     assert not any(path.exists() for path in files)  # nobody was moved yet
 
 
+@pytest.mark.parametrize("missing", [{"memory", "pids", "cpu,cpuacct"}, {"pids"}])
+def test_parent_that_somebody_has_removed_is_made_again(
+    split: cgroups.Hierarchy, tmp_path: Path, missing: set[str]
+) -> None:
+    """Empty groups are what tidies of a machine remove."""
+    groups = cgroups.SandboxGroups(split, "cloche-0")
+    groups.prepare()
+    for name in missing:
+        (tmp_path / name / "cloche-0").rmdir()
+    groups.create(ID, LIMITS)
+    assert (tmp_path / "memory" / "cloche-0" / ID / "memory.limit_in_bytes").exists()
+    assert (tmp_path / "pids" / "cloche-0" / ID / "pids.max").exists()
+
+
 def test_limits_of_the_second_version(unified: cgroups.Hierarchy, tmp_path: Path) -> None:
     groups = cgroups.SandboxGroups(unified, "cloche-0")
     groups.prepare()

@@ -234,12 +234,28 @@ class SandboxGroups:
         """
         name = f"{self._parent}/{sandbox_id}"
         try:
-            for folder in self._hierarchy.folders(name):
-                folder.mkdir()
+            try:
+                self._make(name)
+            except FileNotFoundError:
+                # Who tidies up on a machine removes empty groups, and so the parent while no sandbox runs.
+                self.prepare()
+                self._make(name)
             self._hierarchy.limit(name, limits)
         except OSError as error:
             raise Internal(f"cannot limit the sandbox: {error.filename}: {error.strerror}") from error
         return [folder / "cgroup.procs" for folder in self._hierarchy.folders(name)]
+
+    def _make(self, name: str) -> None:
+        """Make a group in each hierarchy; one that is there already is an error."""
+        made: list[Path] = []
+        try:
+            for folder in self._hierarchy.folders(name):
+                folder.mkdir()
+                made.append(folder)
+        except OSError:
+            for folder in made:
+                folder.rmdir()
+            raise
 
     def pids(self, sandbox_id: str) -> set[int]:
         """Every process in the sandbox's groups."""
