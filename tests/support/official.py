@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -65,8 +66,16 @@ def resolving_env(server: Server) -> dict[str, str]:
     }
 
 
-def run_suite(server: Server, report: Path, suite: str = "suite") -> dict[str, str]:
+def run_suite(
+    server: Server, report: Path, suite: str = "suite", variables: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Run all of one of the client's suites once.
+
+    Args:
+        server: What it speaks to.
+        report: Where its own report goes.
+        suite: A folder of `PROJECT`.
+        variables: What it is told besides.
 
     Returns:
         For every test, by `file::name`, what went wrong; "" when nothing did, "skipped: ..." when it was. A
@@ -75,7 +84,13 @@ def run_suite(server: Server, report: Path, suite: str = "suite") -> dict[str, s
     argv = [str(interpreter()), "-m", "pytest", "-c", str(PROJECT / "suite.ini"), f"--rootdir={PROJECT}"]
     argv += ["-q", f"--junitxml={report}", "-o", "junit_family=xunit1", str(PROJECT / suite)]
     done = subprocess.run(
-        argv, env=client_env(server), cwd=PROJECT, capture_output=True, text=True, timeout=1200, check=False
+        argv,
+        env=client_env(server) | dict(variables or {}),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
     )
     assert report.exists(), f"the suite did not run:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
     verdicts: dict[str, str] = {}

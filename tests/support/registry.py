@@ -22,6 +22,8 @@ class Registry:
         self.users = users or {}
         self.asked: list[tuple[str, str]] = []
         """Method and path of each request, without those that were sent away."""
+        self.stalls: set[str] = set()
+        """Digests of blobs that begin and never end."""
         self.redirects: dict[str, str] = {}
         """Digests of blobs that lie elsewhere, and where."""
         self.host = ""
@@ -81,6 +83,11 @@ class Registry:
             handler.send_response(307)
             handler.send_header("Location", place)
             _send(handler, "text/plain", b"")
+        elif found["reference"] in self.stalls:
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+            handler.rfile.read(1)  # until it goes away
         elif (blob := self.images.blobs.get(found["reference"])) is not None:
             handler.send_response(200)
             _send(handler, "application/octet-stream", blob)

@@ -22,12 +22,18 @@ class Built(NamedTuple):
         return not self.error
 
 
-def build(server: Server, name: str, *, key: str | None = None, **description: Any) -> Built:
-    """Build a template of this description, to its end."""
+def request(server: Server, name: str, *, key: str | None = None, **description: Any) -> str:
+    """Begin a build; the path of its resource."""
     asked = server.request("POST", "/v3/templates", key=key, json={"name": name, "memoryMB": 512}).json()
     where = f"/templates/{asked['templateID']}/builds/{asked['buildID']}"
     started = server.request("POST", f"/v2{where}", key=key, json=description)
     assert started.status_code == 202, started.text
+    return where
+
+
+def build(server: Server, name: str, *, key: str | None = None, **description: Any) -> Built:
+    """Build a template of this description, to its end."""
+    where = request(server, name, key=key, **description)
     answers: list[dict[str, Any]] = []
 
     def has_ended() -> bool:
@@ -38,6 +44,4 @@ def build(server: Server, name: str, *, key: str | None = None, **description: A
     last = answers[-1]
     reason = last.get("reason") or {}
     log = "\n".join(entry["message"] for entry in last["logEntries"])
-    return Built(
-        asked["templateID"], asked["buildID"], reason.get("message", ""), reason.get("step", ""), log
-    )
+    return Built(last["templateID"], last["buildID"], reason.get("message", ""), reason.get("step", ""), log)
