@@ -10,6 +10,7 @@ import pytest
 from tests.unit.node.conftest import BUILD_ID
 
 from cloche_server.node import images as images_module
+from cloche_server.node import layers as layers_module
 from cloche_server.node.images import FILES, FileSum, Images, KeptLayer, Manifest
 from cloche_server.node.layers import KEPT_PREFIX, Layer, Layers
 from cloche_server.node.templates import Templates
@@ -224,11 +225,11 @@ async def test_image_of_an_earlier_version_is_opened(images: Images, tmp_path: P
 # --- of layers
 
 
-def kept(layers: Layers, text: str, *, for_now: bool = False) -> Layer:
+def kept(layers: Layers, text: str) -> Layer:
     name = layers.begin(KEPT_PREFIX)
     layers.begun(name).mkdir()
     (layers.begun(name) / "file").write_text(text)
-    return layers.commit(name, "team", 0, 1, for_now=for_now)
+    return layers.commit(name, "team", 0, 1, is_synced=False)
 
 
 async def of_layers(images: Images, *layers: Layer) -> None:
@@ -264,9 +265,25 @@ async def test_image_of_a_layer_that_is_not_what_was_written_is_refused_by_name(
         await images.open("a-1", "")
 
 
-async def test_layer_for_now_gets_its_sum_when_it_is_needed_and_then_keeps_it(layers: Layers) -> None:
-    layer = kept(layers, "text", for_now=True)
+async def test_layer_gets_its_sum_when_it_is_needed_and_then_keeps_it(layers: Layers) -> None:
+    layer = kept(layers, "text")
     assert layer.sha256 == ""
     sealed = layers.seal(layer.name)
     assert layers.holds(layer.name, sealed.sha256)
     assert layers.about(layer.name) == sealed == layers.seal(layer.name)
+
+
+async def test_layers_are_on_disk_before_the_image_that_names_them_has_its_name(
+    images: Images, layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def noted(folder: Path) -> None:
+        synced.append((folder.name, "a-1" in images))
+
+    monkeypatch.setattr(layers_module, "sync_all_below", noted)
+    layer = layers.seal(kept(layers, "text").name)
+    assert synced == []
+    await of_layers(images, layer)
+    assert synced == [("layers", False)]
+    assert "a-1" in images

@@ -113,7 +113,7 @@ class Images:
         self._discard(self._folder / f"{name}{_UNFINISHED}")
 
     async def commit(self, name: str, manifest: Manifest) -> Manifest:
-        """Have what was begun survive a crash of the machine from here on, under its name.
+        """Have what was begun survive a crash of the machine from here on, under its name; its layers too.
 
         Raises:
             OSError: The disk is full or broken; it is still only begun.
@@ -216,6 +216,8 @@ class Images:
         content = msgspec.json.encode(manifest)
         path = begun / _MANIFEST
         path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+        if manifest.layers:
+            self._layers.sync()  # this file too, on the same disk: little is left of the next two
         sync(path)
         sync(begun)
         begun.rename(self._folder / name)

@@ -60,7 +60,7 @@ async def take(machine: Machine, live: Live, names: list[str], *, ends: bool) ->
 async def complete(machine: Machine, live: Live, names: list[str], *, for_now: bool) -> tuple[KeptLayer, ...]:
     """Have the layer that was taken be complete, and return all that an image has to name.
 
-    Leaves: all of them safe on disk, with their sums, unless it is `for_now`.
+    Leaves: all of them complete; with their sums, unless it is `for_now`. `Images.commit` has them on disk.
 
     Raises:
         UnsupportedOption: Its template is made of so many layers that there is no room for one.
@@ -94,16 +94,9 @@ def _squash(machine: Machine, names: list[str], kept: tuple[str, ...], below: tu
 def _complete(
     machine: Machine, team_id: str, chain: tuple[str, ...], *, for_now: bool
 ) -> tuple[KeptLayer, ...]:
-    newest, *older = chain
-    if for_now:
-        layers = [machine.layers.commit(newest, team_id, 0, 0, for_now=True)]
-        layers += [machine.layers.about(name) for name in older]
-    else:
-        found = trees.sum_of(machine.layers.begun(newest))
-        size = found.size_bytes, found.entries
-        layers = [machine.layers.commit(newest, team_id, *size, sha256=found.sha256)]
-        layers += [machine.layers.seal(name) for name in older]
-    return tuple(map(_named, layers))
+    machine.layers.commit(chain[0], team_id, 0, 0, is_synced=False)
+    look = machine.layers.about if for_now else machine.layers.seal
+    return tuple(_named(look(name)) for name in chain)
 
 
 def _named(layer: Layer) -> KeptLayer:

@@ -122,11 +122,11 @@ class Layers:
         entries: int,
         *,
         sha256: str = "",
-        for_now: bool = False,
+        is_synced: bool = True,
     ) -> Layer:
         """Have what was begun count from here on, also after a crash of the machine: it is on disk before.
 
-        One `for_now` counts until such a crash; `seal` has it outlast one.
+        One that is not `is_synced` counts until such a crash, and after it once `sync` has been called.
 
         Raises:
             OSError: The disk is full or broken; it is still only begun.
@@ -134,15 +134,15 @@ class Layers:
         layer = Layer(name, team_id, size_bytes, entries, datetime.now(UTC), sha256)
         begun = self._folder / f"{name}{_UNFINISHED}"
         (begun / _ABOUT).write_bytes(msgspec.json.encode(layer))
-        if not for_now:
+        if is_synced:
             sync_all_below(begun)
         begun.rename(self._folder / name)
-        if not for_now:
+        if is_synced:
             sync(self._folder)
         return layer
 
     def seal(self, name: str) -> Layer:
-        """Have a complete one be safe on disk, with its sum.
+        """Find the sum of a complete one, and keep it; not synced.
 
         Raises:
             TooLarge: It is wider or deeper than a tree may be.
@@ -158,11 +158,16 @@ class Layers:
         )
         newer = folder / f"{_ABOUT}{_UNFINISHED}"
         newer.write_bytes(msgspec.json.encode(layer))
-        sync_all_below(folder)
         newer.rename(folder / _ABOUT)
-        sync(folder)
-        sync(self._folder)
         return layer
+
+    def sync(self) -> None:
+        """Have all that are complete outlast a crash of the machine, in one go.
+
+        Raises:
+            OSError: The disk is full or broken.
+        """
+        sync_all_below(self._folder)
 
     def about(self, name: str) -> Layer:
         """What is known of one that is complete.
