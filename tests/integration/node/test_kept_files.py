@@ -287,3 +287,22 @@ async def test_node_that_dies_while_it_freezes_a_sandbox_finds_it_running(
     assert own_node.wait() == -signal.SIGKILL
     own_node.start()
     assert await inside.run("print(x)") == "41"
+
+
+async def test_programs_that_write_all_the_time_write_nothing_after_their_files_are_kept(
+    own_node: NodeProcess,
+) -> None:
+    """What stood still is ended before its next instruction: a byte more, and the files would be refused."""
+    inside = await started(own_node)
+    writing = (
+        "import os, subprocess, sys\n"
+        "program = 'import os\\nwhile True: os.write(1, b\"x\" * 100)'\n"
+        "for number in range(6):\n"
+        "    file = open(f'/tmp/busy-{number}', 'wb')\n"
+        "    subprocess.Popen([sys.executable, '-c', program], stdout=file, start_new_session=True)\n"
+        "while min(os.path.getsize(f'/tmp/busy-{number}') for number in range(6)) < 1000: pass\n"
+    )
+    for _ in range(10):
+        await inside.run(writing)
+        await inside.pause(memory=False)
+        await inside.resume()

@@ -261,7 +261,8 @@ class Driver(Protocol):
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
         """End every process and remove every kernel object of the sandbox, whether it stands still or not.
 
-        The caller removes the folder then. Idempotent, and safe on half-made sandboxes.
+        What stands still does not go on before it ends: its files may be kept as they are. The caller
+        removes the folder then. Idempotent, and safe on half-made sandboxes.
         """
         ...
 

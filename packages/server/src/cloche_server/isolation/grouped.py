@@ -32,16 +32,23 @@ class GroupedDriver:
 
     async def _end_group(self, sandbox_id: str) -> None:
         """End every process in a sandbox's groups, and remove them. Idempotent."""
-        while stray := self._groups.pids(sandbox_id):
-            known = list(filter(None, map(identity.identify, stray)))
-            for one in known:
-                identity.kill(one)
-            # What stands still dies when it would go on, before its next instruction.
-            self._groups.thaw(sandbox_id)
-            for one in known:
+        while self._groups.pids(sandbox_id):
+            for one in self._kill_group(sandbox_id):
                 await identity.wait_for_exit(one)
             await asyncio.sleep(0)
         await self._groups.remove(sandbox_id)
+
+    def _kill_group(self, sandbox_id: str) -> list[ProcessIdentity]:
+        """Kill every process in a sandbox's groups, and return them.
+
+        What stands still dies when it would go on, before its next instruction: so nothing of it changes a
+        file that is kept by now.
+        """
+        known = list(filter(None, map(identity.identify, self._groups.pids(sandbox_id))))
+        for one in known:
+            identity.kill(one)
+        self._groups.thaw(sandbox_id)
+        return known
 
     def is_alive(self, init: ProcessIdentity) -> bool:
         """See `Driver.is_alive`."""

@@ -141,7 +141,7 @@ class ContainerDriver(GroupedDriver):
         """See `Driver.destroy`. The end of pid 1 ends every process of its namespace (pid_namespaces(7))."""
         if init is not None:
             identity.kill(init)
-            self._groups.thaw(sandbox_id)
+            self._kill_group(sandbox_id)  # each by itself: the end of pid 1 comes after they have gone on
             await identity.wait_for_exit(init)
         # A half-made sandbox has no known init: whatever stands in its groups is a child of the launcher, or
         # what that started.
