@@ -15,12 +15,14 @@ from tests.support import capabilities
 from tests.support.waiting import until
 
 from cloche_server import link
+from cloche_server.config import Builds
 from cloche_server.node import build_messages as messages
 from cloche_server.node.build_messages import PutInBuild
 from cloche_wire.errors import (
     ClocheError,
     DeadlineExceeded,
     InvalidArgument,
+    NotEnoughSpace,
     NotFound,
     SandboxNotFound,
     TooLarge,
@@ -159,12 +161,61 @@ async def test_a_killed_node_leaves_nothing_of_a_build(own_node: NodeProcess) ->
         assert (await build.shell("cat /made")).stdout == ["x"]
 
 
-async def test_layers_that_are_too_large_or_not_there(node: NodeProcess) -> None:
-    """Nothing is kept of the one, nothing is started over the other."""
-    async with building(node) as build:
-        await build.shell("head -c 3000000 /dev/urandom >/large")
-        with pytest.raises(TooLarge):
-            await build.commit(max_bytes=1 << 20)
+def with_limits(node: NodeProcess, **limits: int) -> None:
+    """Have a node be started anew with these settings of builds."""
+    node.kill()
+    node.config = msgspec.structs.replace(node.config, builds=Builds(**limits))
+    node.start()
+
+
+@pytest.mark.parametrize("kind", ["container", pytest.param("gvisor", marks=NEEDS_GVISOR)])
+@pytest.mark.parametrize(
+    ("limits", "script", "error"),
+    [
+        ({"max_layer_mib": 32}, "head -c 64M /dev/zero >/big; sleep 60", TooLarge),
+        ({"max_layer_files": 500}, "for n in $(seq 1000); do echo >/home/$n; done; sleep 60", TooLarge),
+        ({"step_timeout_s": 2}, "sleep 60", DeadlineExceeded),
+        ({"min_free_mib": 1 << 30}, "sleep 60", NotEnoughSpace),
+    ],
+)
+async def test_a_step_that_takes_more_than_it_may_is_ended_while_it_runs(
+    request: pytest.FixtureRequest,
+    kind: str,
+    limits: dict[str, int],
+    script: str,
+    error: type[ClocheError],
+) -> None:
+    """Bytes, files, time and free disk; typed, and nothing of it is left."""
+    node = request.getfixturevalue("own_node" if kind == "container" else "gvisor_node")
+    with_limits(node, **limits)
+    with pytest.raises(error):
+        async with building(node) as build:
+            await build.shell(script)
+    await_nothing(node)
+    assert list((node.state / "layers").iterdir()) == []
+
+
+async def test_what_is_left_of_a_step_is_counted_again(own_node: NodeProcess) -> None:
+    """What ended before anybody looked is no layer either."""
+    with_limits(own_node, max_layer_mib=1)
+    async with building(own_node) as build:
+        assert (await build.shell("head -c 3M /dev/zero >/big")).status == 0
+        with pytest.raises(TooLarge, match="3 MiB"):
+            await build.commit()
+    await_nothing(own_node)
+    assert list((own_node.state / "layers").iterdir()) == []
+
+
+async def test_what_was_written_and_is_gone_again_does_not_count(own_node: NodeProcess) -> None:
+    """Steps unpack, build and clean up: what counts is what is there when somebody looks."""
+    with_limits(own_node, max_layer_mib=32)
+    async with building(own_node) as build:
+        script = "for n in 1 2 3 4; do head -c 20M /dev/zero >/big; sleep 0.7; rm /big; done; echo done"
+        assert (await build.shell(script)).stdout == ["done"]
+
+
+async def test_nothing_is_started_over_layers_that_are_not_there(node: NodeProcess) -> None:
+    """Whatever their names lead to."""
     for name in (f"layer-{'a' * 32}", "layer-../../templates", "..", "nobody"):
         with pytest.raises(NotFound):
             async with building(node, name):

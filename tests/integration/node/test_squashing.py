@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.integration.node.building import building, layer_files
 from tests.integration.node.conftest import NEEDS_A_NODE, NodeProcess, newest_build
 from tests.support.source import ROOT
 
+from cloche_server.config import Builds
 from cloche_server.node import build_messages as messages
 from cloche_wire.errors import ClocheError, InvalidArgument, NotFound, TooLarge
 
@@ -21,8 +23,8 @@ test /one -ef /two && echo same
 """
 
 
-async def squash(node: NodeProcess, *layers: str, **changes: int) -> messages.LayerMade:
-    request = messages.SquashLayers("team", layers, (newest_build(),), **changes)
+async def squash(node: NodeProcess, *layers: str) -> messages.LayerMade:
+    request = messages.SquashLayers("team", layers, (newest_build(),))
     return await node.call("squash", request, messages.LayerMade)
 
 
@@ -58,20 +60,25 @@ async def test_a_sandbox_over_the_one_layer_sees_what_it_saw_over_all_of_them(no
 
 
 @pytest.mark.parametrize("case", ["one", "root", "unknown", "large"])
-async def test_what_cannot_be_made_one_is_refused_and_leaves_nothing(node: NodeProcess, case: str) -> None:
+async def test_what_cannot_be_made_one_is_refused_and_leaves_nothing(
+    own_node: NodeProcess, case: str
+) -> None:
     """By its type, and no layer is half there."""
-    layers = await chain(node, "head -c 300000 /dev/urandom >/a", "echo b >/b")
-    asked: dict[str, tuple[list[str], int, type[ClocheError]]] = {
-        "one": (layers[:1], 1 << 30, InvalidArgument),
-        "root": ([layers[0], newest_build()], 1 << 30, InvalidArgument),
-        "unknown": ([layers[0], f"layer-{'0' * 32}"], 1 << 30, NotFound),
-        "large": (layers, 100_000, TooLarge),
+    layers = await chain(own_node, "head -c 900000 /dev/urandom >/a", "head -c 900000 /dev/urandom >/b")
+    asked: dict[str, tuple[list[str], type[ClocheError]]] = {
+        "one": (layers[:1], InvalidArgument),
+        "root": ([layers[0], newest_build()], InvalidArgument),
+        "unknown": ([layers[0], f"layer-{'0' * 32}"], NotFound),
+        "large": (layers, TooLarge),
     }
-    names, limit, error = asked[case]
-    before = sorted(path.name for path in (node.state / "layers").iterdir())
+    names, error = asked[case]
+    before = sorted(path.name for path in (own_node.state / "layers").iterdir())
+    own_node.kill()
+    own_node.config = msgspec.structs.replace(own_node.config, builds=Builds(max_layer_mib=1))
+    own_node.start()
     with pytest.raises(error):
-        await squash(node, *names, max_bytes=limit)
-    assert sorted(path.name for path in (node.state / "layers").iterdir()) == before
+        await squash(own_node, *names)
+    assert sorted(path.name for path in (own_node.state / "layers").iterdir()) == before
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import httpx
+import msgspec
 import pytest
 from tests.fakes.clock import FakeClock
 from tests.fakes.control_plane import assert_problem, client_of, create, make_key, write_template
@@ -18,7 +19,7 @@ from tests.support.waiting import until_true
 
 from cloche_server.api import build_tidying
 from cloche_server.api.control import ControlPlane
-from cloche_server.config import Config
+from cloche_server.config import Builds, Config
 from cloche_server.ids import BuildId
 from cloche_server.store.store import Store
 from cloche_server.templates.workshop import Finished, OnLine
@@ -226,6 +227,22 @@ async def test_two_run_at_once_and_the_others_wait_for_their_turn(
     assert workshop.open == 2
     workshop.gate.set()
     assert [(await ended(builder, one))["status"] for one in ids] == ["ready"] * 3
+
+
+async def test_a_build_that_takes_too_long_ends_and_names_its_step(
+    config: Config, store: Store, placement: FakePlacement, clock: FakeClock, workshop: FakeWorkshop
+) -> None:
+    workshop.gate, workshop.waits = anyio.Event(), {"slow"}
+    short = msgspec.structs.replace(config, builds=Builds(timeout_s=1))
+    control = ControlPlane.assemble(short, store, placement, clock, workshop)
+    async with control.builds.serving(), client_of(control, make_key(control, "default")) as client:
+        ids = await request(client)
+        await start(client, ids, ["RUN", "quick"], ["RUN", "slow"])
+        found = await ended(client, ids)
+    assert found["status"] == "error"
+    assert found["reason"]["message"] == "the build took longer than 1 s"
+    assert found["reason"]["step"] == "2"
+    assert (workshop.open, workshop.published) == (0, [])
 
 
 async def test_a_newer_build_of_the_same_tag_stops_the_older_one(

@@ -151,6 +151,16 @@ class Builds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long such an archive stays when no build asks for it."""
     keep_steps_days: int = 30
     """How long what a step has left stays when no build asks for it."""
+    max_layer_mib: int = 20_480
+    """What one step may write, counted while it runs."""
+    max_layer_files: int = 500_000
+    """Files and folders that one step may write."""
+    step_timeout_s: int = 3600
+    """How long one step may run."""
+    timeout_s: int = 14_400
+    """How long a whole build may take."""
+    min_free_mib: int = 1024
+    """Free disk that builds leave: with less no step begins, and one that runs ends."""
     images: dict[str, str] = {}
     """What stands in for images: from their names, which may hold `*`, to templates of this server."""
     registries: tuple[str, ...] = ("*",)
@@ -166,7 +176,8 @@ class Builds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
         least = min(self.at_once, self.max_upload_mib, self.keep_uploads_days, self.keep_steps_days)
-        if min(least, self.max_image_mib) < 1:
+        limits = (self.max_layer_mib, self.max_layer_files, self.step_timeout_s, self.timeout_s)
+        if min(least, self.max_image_mib, self.min_free_mib, *limits) < 1:
             raise ValueError("the numbers of builds are at least 1")
         if self.local_images and not self.local_images.startswith("/"):
             raise ValueError("builds.local_images is an absolute path")

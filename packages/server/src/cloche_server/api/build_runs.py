@@ -162,10 +162,13 @@ class BuildRuns:
             memory=memory,
             log=build_log,
         )
-        try:
-            return await builder.make(job.description)
-        except BuildFailed as failure:
-            return failure
+        limit_s = self._config.builds.timeout_s
+        with anyio.move_on_after(limit_s):
+            try:
+                return await builder.make(job.description)
+            except BuildFailed as failure:
+                return failure
+        return BuildFailed(f"the build took longer than {limit_s} s", builder.at_step)
 
     async def _finish(self, job: _Job, isolation: str) -> None:
         """Have the tags lead to it; nobody may stop it between that and what the node has published."""

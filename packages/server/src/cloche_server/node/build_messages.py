@@ -39,8 +39,8 @@ class OpenBuild(msgspec.Struct, frozen=True):
     """Names, uppermost first; the lowest may be the id of a build that has a root of its own."""
     cpu_count: int = 2
     memory_mib: int = 2048
-    timeout_s: int = 3600
-    """It ends then at the latest."""
+    timeout_s: int = 0
+    """It ends then at the latest; 0: some time after the longest step that the node's settings permit."""
     isolation: str = ""
     """Empty: the server's."""
 
@@ -66,7 +66,8 @@ class RunInBuild(msgspec.Struct, frozen=True):
     workdir: str = ""
     """Empty: the user's home."""
     env: dict[str, str] = {}
-    timeout_s: float = 3600.0
+    timeout_s: float = 0.0
+    """0: as long as the node's settings permit."""
     max_output_bytes: int = 64 << 20
 
 
@@ -106,7 +107,6 @@ class CommitBuild(msgspec.Struct, frozen=True):
     """End the sandbox, and keep what was changed in its root."""
 
     sandbox_id: str
-    max_bytes: int = 20 << 30
 
 
 class LayerMade(msgspec.Struct, frozen=True):
@@ -129,7 +129,6 @@ class SquashLayers(msgspec.Struct, frozen=True):
     """Names of layers that lie directly over each other, uppermost first."""
     below: tuple[str, ...]
     """All that they lie over: what hides nothing there is left out."""
-    max_bytes: int = 20 << 30
 
 
 class PublishBuild(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ def of(machine: Machine) -> dict[str, link.Method]:
         async def end() -> None:
             await kill.end_in_turn(machine, opened.sandbox_id, "killed")
 
-        events = builds.until_ended(machine, opened.sandbox_id, request.timeout_s)
+        events = builds.until_ended(machine, opened.sandbox_id, builds.life_s(machine, request))
         return link.Answer(opened, events=events, at_end=end)
 
     async def run(params: msgspec.Raw) -> link.Answer:

@@ -17,7 +17,7 @@ from secrets import token_hex
 import msgspec
 import structlog
 
-from cloche_server import disk_space, isolation_choice
+from cloche_server import isolation_choice
 from cloche_server.ids import new_sandbox_id
 from cloche_server.isolation import overlay
 from cloche_server.link import Event
@@ -25,6 +25,7 @@ from cloche_server.node import (
     agent_link,
     assemble,
     build_extraction,
+    build_limits,
     build_programs,
     create,
     kill,
@@ -44,7 +45,6 @@ from cloche_server.node.build_messages import (
     RunInBuild,
 )
 from cloche_server.node.build_programs import Agent, Ended, Output, Program
-from cloche_server.node.layer_size import measure
 from cloche_server.node.layers import Layer
 from cloche_server.node.machine import Live, Machine
 from cloche_server.node.messages import CreateSandbox
@@ -57,10 +57,6 @@ from cloche_wire.errors import (
     TooLarge,
 )
 
-LEAST_FREE_BYTES = 1 << 30
-"""Below it no step begins, and one that runs ends: a full disk would take every sandbox with it."""
-MOST_ENTRIES = 2_000_000
-"""In one layer."""
 _LINE_BYTES = 16 * 1024
 _PUT_TIMEOUT_S = 900.0
 _OUR_FILES = (
@@ -85,13 +81,13 @@ async def open_build(machine: Machine, request: OpenBuild) -> BuildOpened:
         NotEnoughSpace: The disk is nearly full.
         ClocheError: As `create`.
     """
-    _require_space(machine)
+    build_limits.require_space(machine)
     asked = CreateSandbox(
         sandbox_id=new_sandbox_id(),
         team_id=request.team_id,
         template_id="",
         build_id=request.build_id,
-        timeout_s=request.timeout_s,
+        timeout_s=life_s(machine, request),
         access_token=token_hex(32),
         cpu_count=request.cpu_count,
         memory_mib=request.memory_mib,
@@ -100,6 +96,11 @@ async def open_build(machine: Machine, request: OpenBuild) -> BuildOpened:
     origin = Origin(_HERE, machine.layers.folders(request.layers), machine.tree.path)
     await start(machine, asked, origin, keeps_layer=True)
     return BuildOpened(asked.sandbox_id)
+
+
+def life_s(machine: Machine, request: OpenBuild) -> int:
+    """When a sandbox of a build ends at the latest: its steps have to end before."""
+    return request.timeout_s or round(machine.config.builds.step_timeout_s + _PUT_TIMEOUT_S)
 
 
 async def start(machine: Machine, asked: CreateSandbox, origin: Origin, *, keeps_layer: bool) -> Live:
@@ -160,7 +161,8 @@ async def run(machine: Machine, live: Live, request: RunInBuild) -> AsyncGenerat
     Raises:
         ClocheError: See `build_messages`; the sandbox is gone then, or its agent refuses the command.
     """
-    program = Program(request.argv, request.user, request.workdir, request.env, request.timeout_s)
+    timeout_s = request.timeout_s or machine.config.builds.step_timeout_s
+    program = Program(request.argv, request.user, request.workdir, request.env, timeout_s)
     has_ended = False
     try:
         async with aclosing(lines(machine, live, program, request.max_output_bytes)) as events:
@@ -178,12 +180,13 @@ async def lines(
     """Run a program in a sandbox that is nobody's: `line` events, and `exited`.
 
     Raises:
-        TooLarge: It writes more than it may.
+        TooLarge: It writes more than it may, to its output or to the disk.
         NotEnoughSpace: The disk is nearly full.
         ClocheError: As `build_programs.run`.
     """
     streams = {"stdout": _Lines("stdout"), "stderr": _Lines("stderr")}
     written = 0
+    watch = build_limits.Watch(machine, live)
     async with aclosing(build_programs.run(agent_of(machine, live), program)) as items:
         async for item in items:
             match item:
@@ -199,7 +202,7 @@ async def lines(
                     for name, data in (("stdout", stdout), ("stderr", stderr)):
                         for line in streams[name].feed(data):
                             yield line
-                    _require_space(machine)
+                    watch.check()
 
 
 class _Lines:
@@ -304,7 +307,7 @@ async def commit(machine: Machine, request: CommitBuild) -> LayerMade:
                 timeout_s = machine.config.limits.start_timeout_s
                 await agent_link.quiesce(agent.address, agent.token, timeout_s=timeout_s)
             await machine.driver(live.record).destroy(request.sandbox_id, folder, live.record.init)
-            made = await threads.in_thread(_keep, machine, live, request.max_bytes)
+            made = await threads.in_thread(_keep, machine, live)
         except OSError as error:
             raise NotEnoughSpace(f"cannot keep the layer: {error.strerror}") from error
         finally:
@@ -313,15 +316,11 @@ async def commit(machine: Machine, request: CommitBuild) -> LayerMade:
     return made
 
 
-def _keep(machine: Machine, live: Live, max_bytes: int) -> LayerMade:
+def _keep(machine: Machine, live: Live) -> LayerMade:
     upper = machine.folder(live.record.request.sandbox_id) / overlay.UPPER
     _forget_our_files(upper)
-    size = measure(upper, max_entries=MOST_ENTRIES)
-    if size.size_bytes > max_bytes or not size.is_whole:
-        raise TooLarge(
-            f"a layer of {size.size_bytes >> 20} MiB with {size.entries} entries is larger than it may be",
-            hint=f"at most {max_bytes >> 20} MiB and {MOST_ENTRIES} entries, no folder deeper than 64",
-        )
+    size = build_limits.size_of(machine, live)
+    build_limits.check(machine, size, "a layer of")
     team_id = live.record.request.team_id
     if size.entries == 0:
         return LayerMade("", 0, 0, team_id, machine.clock.now())
@@ -357,7 +356,3 @@ def _forget_our_files(upper: Path) -> None:
 def agent_of(machine: Machine, live: Live) -> Agent:
     """Where its agent answers."""
     return Agent(machine.agent_address(live.record), live.record.request.access_token)
-
-
-def _require_space(machine: Machine) -> None:
-    disk_space.require(machine.config.state_dir, LEAST_FREE_BYTES, "a build")

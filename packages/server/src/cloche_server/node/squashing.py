@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import structlog
 
-from cloche_server import disk_space
-from cloche_server.node import builds, squash, threads
+from cloche_server.node import build_limits, builds, squash, threads
 from cloche_server.node.build_messages import LayerMade, SquashLayers
 from cloche_server.node.layer_size import measure
 from cloche_server.node.layers import PREFIX
 from cloche_server.node.machine import Machine
-from cloche_wire.errors import InvalidArgument, NotEnoughSpace, TooLarge
+from cloche_wire.errors import InvalidArgument, NotEnoughSpace
 
 log = structlog.get_logger()
 
@@ -40,17 +39,13 @@ async def squash_layers(machine: Machine, request: SquashLayers) -> LayerMade:
 
 def _make(machine: Machine, request: SquashLayers) -> LayerMade:
     layers, below = machine.layers.folders(request.layers), machine.layers.folders(request.below)
-    disk_space.require(machine.config.state_dir, builds.LEAST_FREE_BYTES, "a squashed layer")
+    build_limits.require_space(machine, "a squashed layer")
     name = machine.layers.begin()
     try:
         target = machine.layers.begun(name)
         squash.squash(layers, below, target)
-        found = measure(target, max_entries=builds.MOST_ENTRIES)
-        if found.size_bytes > request.max_bytes:
-            raise TooLarge(
-                f"layers of {found.size_bytes >> 20} MiB together are larger than one may be",
-                hint=f"at most {request.max_bytes >> 20} MiB",
-            )
+        found = measure(target, max_entries=machine.config.builds.max_layer_files)
+        build_limits.check(machine, found, "squashed layers of")
         layer = machine.layers.commit(name, request.team_id, found.size_bytes, found.entries)
     except BaseException:
         machine.layers.abandon(name)

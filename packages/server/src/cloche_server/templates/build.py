@@ -133,6 +133,8 @@ class Builder:
         """What stages are based on, by their names; and the template itself, by none."""
         self._isolation = ""
         """The strongest that the description and its bases ask for."""
+        self.at_step = BASE_STEP
+        """The step that was begun last."""
 
     async def make(self, description: Description) -> Finished:
         """Run all of it, and publish it.
@@ -281,6 +283,7 @@ class Builder:
             return (await bench.commit()).layer_id
 
     async def _announce(self, number: int, step: Step, total: int, title: str, mark: str = "") -> None:
+        self.at_step = str(number)
         where = f"{title} {number}/{total}".strip()
         await self._log.write(f"[{where}] {mark}{step.title}", str(number))
 
@@ -296,6 +299,7 @@ class Builder:
         if base is not None and start in base.needless:
             await self._log.write(f"Runs in every sandbox without a start command: {start}", FINAL_STEP)
             start, ready = "", "" if ready == DEFAULT_READY else ready
+        self.at_step = FINAL_STEP
         await self._log.write("Finalizing the template", FINAL_STEP)
         target, context = self._target, state.context
         finished = Finished(

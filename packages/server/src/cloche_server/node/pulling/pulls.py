@@ -21,10 +21,9 @@ from secrets import token_hex
 import msgspec
 import structlog
 
-from cloche_server import disk_space
 from cloche_server.config import PULL_UID
 from cloche_server.link import Event
-from cloche_server.node import builds, strange_files
+from cloche_server.node import build_limits, strange_files
 from cloche_server.node.machine import Machine
 from cloche_server.node.pulling import failures, jail
 from cloche_server.node.pulling.gate import Rules
@@ -81,7 +80,7 @@ async def fetch(machine: Machine, request: FetchImage) -> AsyncGenerator[Event]:
     Raises:
         ClocheError: See `messages`.
     """
-    disk_space.require(machine.config.state_dir, builds.LEAST_FREE_BYTES, "an image")
+    build_limits.require_space(machine, "an image")
     pull_id = token_hex(16)
     folder = machine.config.pulls_dir / pull_id
     try:
