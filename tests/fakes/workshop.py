@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 
@@ -58,6 +59,9 @@ class FakeBench:
         await on_line("stdout", "adding bash by apk")
         return self._workshop.base
 
+    async def apply_upload(self, archive: Path) -> None:
+        self._workshop.applied.append(archive.name)
+
     async def commit(self) -> Layer:
         workshop = self._workshop
         workshop.committed += 1
@@ -82,6 +86,8 @@ class FakeWorkshop:
         self.fails_publish: ClocheError | None = None
         self.ran: list[Command] = []
         self.copied: list[CopyIn] = []
+        self.applied: list[str] = []
+        """Layers, by their names."""
         self.settings: list[Setting] = []
         """Of every bench there has been."""
         self.open = 0

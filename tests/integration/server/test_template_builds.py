@@ -1,13 +1,16 @@
 """Templates of Dockerfiles, by our own command, on a real node: what is in them, and what a crash leaves."""
 
+import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.support.fixtures import NEEDS_A_SERVER, connect_options
 from tests.support.server import Server
@@ -288,3 +291,66 @@ def test_a_python_file_becomes_a_template(cli: Cli, folder: Path, own_server: Se
         assert sandbox.commands.run("stat -c %U /srv/app/main.py").stdout == "user\n"
     finally:
         sandbox.kill()
+
+
+def test_a_template_goes_to_a_file_and_comes_back(
+    cli: Cli, folder: Path, own_server: Server, tmp_path: Path
+) -> None:
+    """With all that its layers hide, its links, owners and modes; the file is plain tar and JSON."""
+    (folder / "Dockerfile").write_text(
+        steps(
+            "ENV GREETING='of $5'",
+            "RUN mkdir -p /data/old && echo gone > /data/old/file && echo gone > /data/single",
+            "RUN rm -r /data/old /data/single /etc/debian_version"
+            " && mkdir /data/old && echo new > /data/old/other",
+            "RUN cp /data/old/other /data/one && ln /data/one /data/two && ln -s nowhere /data/link"
+            " && install -d -m 1777 /data/shared && install -o user -m 4750 /data/one /data/bits",
+            "WORKDIR /data",
+        )
+    )
+    build(cli, folder, "travels", "-c", "sleep 1000", "--ready-cmd", "true", "--preload", "wave")
+    file = tmp_path / "travels.tar"
+    written = cli("export", "travels", "-o", str(file))
+    assert written.returncode == 0, written.stderr
+    with tarfile.open(file) as tar:
+        about = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+        assert [layer["file"] for layer in about["layers"]] == tar.getnames()[:-1]
+        with tarfile.open(fileobj=tar.extractfile("layers/002.tar")) as layer:
+            names = layer.getnames()
+    assert {"data/.wh.single", "etc/.wh.debian_version", "data/old/.wh..wh..opq"} <= set(names)
+    found = cli("import", str(file), "--name", "arrived")
+    assert found.returncode == 0, found.stdout + found.stderr
+    looks = """ls -A /data /data/old; cat /data/two; readlink /data/link; echo "$GREETING"; pwd; whoami
+        stat -c '%n %a %U' /data/* /usr/bin/sudo /home/user; stat -c '%h' /data/one /data/two
+        ls /etc/debian_version 2>&1
+        ps -eo args= | grep -c '^sleep 1000'"""
+    said: list[str] = []
+    for name in ("travels", "arrived"):
+        sandbox = connect_options(own_server, Sandbox.create, name)
+        said.append(sandbox.commands.run(looks).stdout)
+        assert sandbox.run_code("import pandas\npandas.__name__").text == "pandas"
+        sandbox.kill()
+    assert said[0] == said[1]
+    assert "of $5" in said[1]
+    assert cli("import", str(file), "--name", "again").stdout.count("CACHED LAYER") == len(about["layers"])
+
+
+def test_a_damaged_file_makes_no_template(cli: Cli, folder: Path, own_server: Server, tmp_path: Path) -> None:
+    """Neither by the command, which reads all of it first, nor by a server that is sent other bytes."""
+    file = tmp_path / "bad.tar"
+    file.write_bytes(b"no archive")
+    assert "not a template" in cli("import", str(file), "--name", "bad").stderr
+    asked = own_server.request("POST", "/v3/templates", json={"name": "bad"}).json()
+    path = f"/templates/{asked['templateID']}"
+    link = own_server.request("GET", f"{path}/files/{'a' * 64}").json()
+    httpx.put(link["url"], content=b"other bytes", trust_env=False).raise_for_status()
+    body = {"fromImage": "scratch", "steps": [{"type": "LAYER", "args": ["x"], "filesHash": "a" * 64}]}
+    started = own_server.request("POST", f"/v2{path}/builds/{asked['buildID']}", json=body)
+    assert started.status_code == 202, started.text
+
+    def ended() -> dict[str, Any]:
+        status = own_server.request("GET", f"{path}/builds/{asked['buildID']}/status").json()
+        return status if status["status"] == "error" else {}
+
+    assert "not what it should be" in until(ended, within_s=60, what="the end")["reason"]["message"]
+    assert own_server.request("POST", "/v2/sandboxes", json={"templateID": "bad"}).status_code == 404

@@ -21,6 +21,8 @@ OUR_IMAGES = {
 }
 """The vendor's images, whatever their tag, and what of ours has what they have."""
 
+EMPTY = "scratch"
+"""No image: what is imported brings all its layers."""
 _INTERPRETER_STARTS = frozenset({"/root/.jupyter/start-up.sh", "sudo /root/.jupyter/start-up.sh"})
 """What starts the code interpreter in the vendor's image, by the vendor's documents. Ours is the agent's."""
 
@@ -60,6 +62,8 @@ class TemplateBases:
     async def of_image(self, description: Description) -> Base:
         """See `Bases.of_image`."""
         name = description.from_image
+        if name == EMPTY:
+            return await self._images.empty()
         stand_in = self._stand_in(name)
         if stand_in is None:
             return await self._images.of_image(description)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
@@ -58,17 +57,16 @@ class Remote:
         answer = self._send(self._url, method, target, content, headers, TIMEOUT_S)
         return msgspec.json.decode(answer) if answer else None
 
-    def send(self, url: str, path: Path) -> None:
-        """Send a file to a link that the server has given.
+    def send(self, url: str, file: BinaryIO, size: int) -> None:
+        """Send a file of so many bytes to a link that the server has given.
 
         Raises:
             Unavailable: The server cannot be reached.
             ClocheError: It refused; the class says why.
         """
         parts = urlsplit(url)
-        headers = {"Content-Length": str(path.stat().st_size)}
-        with path.open("rb") as file:
-            self._send(f"{parts.scheme}://{parts.netloc}", "PUT", parts.path, file, headers, UPLOAD_TIMEOUT_S)
+        headers = {"Content-Length": str(size)}
+        self._send(f"{parts.scheme}://{parts.netloc}", "PUT", parts.path, file, headers, UPLOAD_TIMEOUT_S)
 
     def _send(
         self,

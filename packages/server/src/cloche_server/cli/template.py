@@ -6,11 +6,13 @@ import asyncio
 import re
 import tempfile
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import click
+import msgspec
 
 from cloche_server import config as configuration
 from cloche_server import link
@@ -19,8 +21,11 @@ from cloche_server.cli.remote import Remote
 from cloche_server.isolation import syscalls
 from cloche_server.node import warm_images
 from cloche_server.node.build_messages import LayerMade, Pruned, PruneLayers
+from cloche_server.node.layers import Layers
+from cloche_server.node.templates import Template, Templates
 from cloche_server.store.first_key import open_as_operator
 from cloche_server.templates import builder, host_settings, manifest, recipe
+from cloche_server.templates.dockerfile.translate import Translated
 from cloche_wire.errors import DeadlineExceeded, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -187,6 +192,48 @@ def delete(name: str, state: str | None, *, yes: bool) -> None:
     with explain():
         Remote.of(state).ask("DELETE", f"/templates/{quote(name, safe='')}")
     note(f"{name} is deleted")
+
+
+@template.command()
+@click.argument("name")
+@click.option("--output", "-o", required=True, type=click.Path(dir_okay=False), help="The file to write.")
+@state_option
+def export(name: str, output: str, state: str | None) -> None:
+    """Write a template with all its layers to one file; on the server's machine, as root."""
+    from cloche_server.cli import template_export
+
+    with explain():
+        if not is_root():
+            raise InvalidArgument("only root reads the layers of templates", hint="run it with sudo")
+        config = configuration.load({"state": state})
+        build_id = str(Remote.of(state).ask("GET", f"/templates/{quote(name, safe='')}")["buildID"])
+        made = manifest.read(config.templates_dir / build_id / manifest.MANIFEST_NAME)
+        layers = Layers(config.state_dir / "layers", Templates(config.templates_dir), lambda _: None)
+        described = msgspec.convert(made, Template, from_attributes=True)
+        written = template_export.export(made, layers.of_template(build_id, described), Path(output))
+        note(f"{output}: {written.layers} layers, {written.size_bytes / (1 << 20):.1f} MiB")
+
+
+@template.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--name", "-n", default="", help="What it is called here; else as it was.")
+@state_option
+def import_template(file: str, name: str, state: str | None) -> None:
+    """Make a template of a file that `export` has written: whole, or not at all."""
+    from rich.console import Console
+
+    from cloche_server.cli import template_build, template_import
+
+    with explain(), template_import.opened(Path(file)) as archive:
+        about, remote = archive.about, Remote.of(state)
+        wish = template_build.Wish(name or about.name, cpu_count=about.cpu_count, memory_mib=about.memory_mib)
+        console = Console(soft_wrap=True)
+        translated = Translated(template_import.description(about), ())
+        send = partial(template_import.send_layers, remote, archive=archive)
+        made = template_build.build(remote, translated, wish, console, send)
+        console.print(
+            f"template [bold]{wish.name}[/] ({made.template_id}) is ready, took {made.took_s:.1f} s"
+        )
 
 
 @template.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,8 +75,16 @@ def of_dockerfile(dockerfile: Path, scratch: Path, wish: Wish) -> Translated:
     return translator.translate(parse(dockerfile.read_text()), wish.target)
 
 
-def build(remote: Remote, translated: Translated, wish: Wish, console: Console) -> Built:
+def build(
+    remote: Remote,
+    translated: Translated,
+    wish: Wish,
+    console: Console,
+    send_more: Callable[[str], object] = lambda _: None,
+) -> Built:
     """Build a template, and show what happens; return when it is ready.
+
+    `send_more` sends what is no file of a context, for the template of that id.
 
     Raises:
         InvalidArgument: A step failed; its output was shown.
@@ -93,6 +101,7 @@ def build(remote: Remote, translated: Translated, wish: Wish, console: Console) 
         ids = remote.ask("POST", "/v3/templates", asked)
         template_id, build_id = str(ids["templateID"]), str(ids["buildID"])
         _send_files(remote, template_id, translated, progress)
+        send_more(template_id)
         path = f"/templates/{template_id}/builds/{build_id}"
         remote.ask("POST", f"/v2{path}", _with_wishes(translated.description, wish))
         for entry in follow(remote, path):
@@ -125,9 +134,10 @@ def _send_files(remote: Remote, template_id: str, translated: Translated, progre
     for packed in translated.archives:
         link = remote.ask("GET", f"/templates/{template_id}/files/{packed.files_hash}")
         if not link["present"]:
-            size_mib = packed.path.stat().st_size / (1 << 20)
-            progress.line(f"sending files: {size_mib:.1f} MiB", "dim")
-            remote.send(link["url"], packed.path)
+            size = packed.path.stat().st_size
+            progress.line(f"sending files: {size / (1 << 20):.1f} MiB", "dim")
+            with packed.path.open("rb") as file:
+                remote.send(link["url"], file, size)
 
 
 def _with_wishes(description: Description, wish: Wish) -> Description:

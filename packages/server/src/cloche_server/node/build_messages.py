@@ -9,6 +9,8 @@ build_run     RunInBuild     {}, then events `line` (BuildLine), and at last `ex
                              also in the middle of the events
 build_put     PutInBuild     {}             raises SandboxNotFound, InvalidArgument (no archive, or what is
                              asked for is not in it), PathNotFound (no such upload), TooLarge
+build_apply   ApplyUpload    {}             raises SandboxNotFound, InvalidArgument (another archive than it
+                             should be, or none), PathNotFound (no such upload), TooLarge
 build_commit  CommitBuild    LayerMade      the sandbox is gone then, whatever the answer; raises
                              SandboxNotFound, TooLarge, NotEnoughSpace
 publish       PublishBuild   {}, then events `line` (BuildLine) of its start command; the end of the
@@ -100,6 +102,18 @@ class PutInBuild(msgspec.Struct, frozen=True):
     mode: str = ""
     """In octal, for all that is put there; empty: as the archive has it."""
     max_bytes: int = 10 << 30
+    max_entries: int = 500_000
+
+
+class ApplyUpload(msgspec.Struct, frozen=True):
+    """Have the root look as an uploaded layer says: an archive as images have them."""
+
+    sandbox_id: str
+    upload: str
+    """Path of a tar file, maybe by gzip, below `Config.uploads_dir`."""
+    sha256: str
+    """What it must be."""
+    max_bytes: int = 20 << 30
     max_entries: int = 500_000
 
 

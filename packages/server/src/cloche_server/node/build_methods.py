@@ -6,7 +6,7 @@ import msgspec
 
 from cloche_server import link
 from cloche_server.node import build_messages as messages
-from cloche_server.node import builds, kill, pruning, publishing, squashing
+from cloche_server.node import builds, imported_layers, kill, pruning, publishing, squashing
 from cloche_server.node.machine import Machine
 
 
@@ -33,6 +33,10 @@ def of(machine: Machine) -> dict[str, link.Method]:
         await builds.put(machine, builds.find(machine, request.sandbox_id), request)
         return link.Answer({})
 
+    async def apply(params: msgspec.Raw) -> link.Answer:
+        await imported_layers.apply(machine, link.decode(params, messages.ApplyUpload))
+        return link.Answer({})
+
     async def commit(params: msgspec.Raw) -> link.Answer:
         return link.Answer(await builds.commit(machine, link.decode(params, messages.CommitBuild)))
 
@@ -47,6 +51,7 @@ def of(machine: Machine) -> dict[str, link.Method]:
         "build_open": open_build,
         "build_run": run,
         "build_put": put,
+        "build_apply": apply,
         "build_commit": commit,
         "publish": publish,
         "unpublish": unpublish,

@@ -14,6 +14,7 @@ import msgspec
 
 from cloche_server import link
 from cloche_server.node.build_messages import (
+    ApplyUpload,
     BuildExited,
     BuildLine,
     BuildOpened,
@@ -154,6 +155,11 @@ class NodeBench:
         """See `workshop.Bench.apply_layer`."""
         order = pulling.ApplyLayer(self._sandbox_id, image.pull_id, digest)
         await _call(self._node, "image_apply", order, dict[str, Any], COPY_TIMEOUT_S)
+
+    async def apply_upload(self, archive: Path) -> None:
+        """See `workshop.Bench.apply_upload`."""
+        order = ApplyUpload(self._sandbox_id, f"{archive.parent.name}/{archive.name}", archive.name)
+        await _call(self._node, "build_apply", order, dict[str, Any], COPY_TIMEOUT_S)
 
     async def prepare_base(self, on_line: OnLine) -> PreparedBase:
         """See `workshop.Bench.prepare_base`."""

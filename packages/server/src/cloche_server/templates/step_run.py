@@ -65,6 +65,9 @@ class StepRun:
             case "COPY" | "ADD":
                 await self._bench.copy_in(await self._copy(context, step))
                 return context
+            case "LAYER":
+                await self._bench.apply_upload(self._uploads / step.files_hash)
+                return context
             case "WORKDIR":
                 return await self._workdir(context, step.args[0])
             case "USER":

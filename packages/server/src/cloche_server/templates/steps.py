@@ -35,7 +35,11 @@ MODE = re.compile(r"[0-7]{3,4}\Z")
 
 
 class Step(msgspec.Struct, frozen=True, rename="camel"):
-    """One step, as clients send it. `SHELL`, `EXEC` and `COPY_FROM` are ours, for Dockerfiles."""
+    """One step, as clients send it.
+
+    `SHELL`, `EXEC` and `COPY_FROM` are ours, for Dockerfiles, and so is `LAYER`: an archive as images have
+    them, by its SHA-256, of which the root becomes what it says.
+    """
 
     type: str
     args: list[str] = []
@@ -50,7 +54,7 @@ class Step(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def changes_files(self) -> bool:
         """Whether it may leave files, so that it ends a layer."""
-        return self.kind in {"RUN", "EXEC", "COPY", "ADD", "COPY_FROM"}
+        return self.kind in {"RUN", "EXEC", "COPY", "ADD", "COPY_FROM", "LAYER"}
 
     @property
     def title(self) -> str:
@@ -165,6 +169,8 @@ def _problem(step: Step, stages: set[str]) -> str:
             return "" if args else "takes a command in words"
         case "COPY" | "ADD":
             return _copy_problem(step)
+        case "LAYER":
+            return "" if is_files_hash(step.files_hash) else "needs filesHash: 64 lower hex digits"
         case "COPY_FROM":
             return _copy_from_problem(args, stages)
         case "ENV" | "ARG":

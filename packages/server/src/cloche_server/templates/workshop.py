@@ -125,6 +125,16 @@ class Bench(Protocol):
         """
         ...
 
+    async def apply_upload(self, archive: Path) -> None:
+        """Have the root look as a layer of a client's says, whose name is its SHA-256.
+
+        Raises:
+            InvalidArgument: It is another archive, none, or one that leads out.
+            TooLarge: It holds more bytes or entries than a layer may.
+            Unavailable: The sandbox or its node is gone.
+        """
+        ...
+
     async def prepare_base(self, on_line: OnLine) -> PreparedBase:
         """Give the root what every template has: its user, folders, and packages as far as they can be had.
 

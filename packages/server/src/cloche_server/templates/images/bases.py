@@ -105,6 +105,11 @@ class ImageBases:
         context = Context(env=unpacked.env, shell=shell)
         return Base(key_of("image", _FORMAT, found.digest), layers, context, image=found.pinned)
 
+    async def empty(self) -> Base:
+        """What everything lies on that brings all its files along."""
+        root = await self._workshop.image_root()
+        return Base(key_of("empty", _FORMAT, root), (root,), Context())
+
     @property
     def _max_bytes(self) -> int:
         return self._settings.max_image_mib << 20
