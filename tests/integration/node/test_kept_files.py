@@ -8,6 +8,7 @@ from tests.integration.node.conftest import NEEDS_A_NODE, NEEDS_GVISOR, NodeProc
 from tests.integration.node.interpreting import Inside, flip, images, started
 from tests.support import block
 
+from cloche_server.ids import new_volume_id
 from cloche_server.isolation import syscalls
 from cloche_server.node import messages
 from cloche_wire.errors import NotEnoughSpace, SnapshotUnusable, Unavailable, UnsupportedOption
@@ -306,3 +307,26 @@ async def test_programs_that_write_all_the_time_write_nothing_after_their_files_
         await inside.run(writing)
         await inside.pause(memory=False)
         await inside.resume()
+
+
+async def test_volumes_are_there_again_and_nothing_of_them_is_kept(own_node: NodeProcess) -> None:
+    """Others write to them meanwhile, and a copy has the same volume."""
+    volume = messages.CreateVolume(new_volume_id(), "team", "token")
+    await own_node.call("create_volume", volume)
+    mounts = (messages.VolumeMount(volume.volume_id, "/data"),)
+    first, second = [await started(own_node, volume_mounts=mounts) for _ in range(2)]
+    await first.run("open('/data/shared', 'w').write('before'); open('/tmp/own', 'w').write('own')")
+    order = messages.TakeSnapshot(first.sandbox_id, "s1", memory=False)
+    await own_node.call("snapshot", order, messages.SnapshotTaken)
+    await first.pause(memory=False)
+    assert not [*(own_node.state / "layers").glob("*/fs/data/*")]
+    await second.run("open('/data/shared', 'w').write('meanwhile')")
+    await first.resume()
+    copy = await started(own_node, snapshot_id="s1", volume_mounts=mounts)
+    for inside in (first, copy):
+        assert (
+            await inside.run("print(open('/data/shared').read(), open('/tmp/own').read())") == "meanwhile own"
+        )
+    for inside in (first, second, copy):
+        await own_node.end(inside.sandbox_id)
+    await own_node.call("remove_volume", messages.RemoveVolume(volume.volume_id))

@@ -5,13 +5,16 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.unit.node.conftest import BUILD_ID, Node, request_for
 
+from cloche_server.ids import new_volume_id
 from cloche_server.isolation import overlay
 from cloche_server.isolation.base import Capabilities
 from cloche_server.node import (
     agent_link,
+    assemble,
     create,
     kept_files,
     kill,
@@ -23,18 +26,23 @@ from cloche_server.node import (
     resume,
     snapshots,
     trees,
+    volume_requests,
 )
 from cloche_server.node.agent_link import AgentInit
 from cloche_server.node.build_messages import PruneLayers
 from cloche_server.node.messages import (
+    CreateVolume,
     PauseSandbox,
     RemoveSnapshot,
+    RemoveVolume,
     ResumeSandbox,
     SandboxState,
     TakeSnapshot,
+    VolumeMount,
 )
 from cloche_wire.errors import (
     ClocheError,
+    Conflict,
     Internal,
     NotEnoughSpace,
     NotFound,
@@ -237,6 +245,43 @@ async def test_sandbox_that_cannot_be_resumed_stays_paused(node: Node) -> None:
         assert node.remains() == before
         await resumed(m)
         assert shown(node, "file") == "text"
+
+
+async def test_sandboxes_with_volumes_have_them_again(node: Node) -> None:
+    """Nothing of a volume is kept, and no kernel knows names in it; it stays as long as one is paused."""
+    node.driver.able = msgspec.structs.replace(node.driver.able, volumes=True)
+    async with node.machine() as m:
+        made = CreateVolume(new_volume_id(), "team", "token")
+        await m.volumes.create(made)
+        mounts = (VolumeMount(made.volume_id, "/data"),)
+        await started(m, volume_mounts=mounts)
+        await copied(m)
+        await paused(m)
+        with pytest.raises(Conflict, match="volume is mounted"):
+            volume_requests.remove(m, RemoveVolume(made.volume_id))
+        await resumed(m)
+        await started(m, "b", snapshot_id="s1", volume_mounts=mounts)
+        assert [[mount.path for mount in spec.mounts] for spec in node.driver.specs] == [["/data"]] * 3
+
+
+async def test_resumed_and_copied_sandboxes_are_in_families(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their interpreters are forks then, as those of others."""
+    family: Any = object()
+    async with node.machine() as m:
+        await started(m)
+        await copied(m)
+        await paused(m)
+        monkeypatch.setattr(m.families, "take", lambda *_: (m.slots.take(), family))
+        monkeypatch.setattr(assemble, "_make_network", _no_network)
+        await resumed(m)
+        await started(m, "b", snapshot_id="s1")
+        assert [spec.family for spec in node.driver.specs] == [None, family, family]
+
+
+async def _no_network(*_: object) -> int:
+    return -1
 
 
 @pytest.mark.parametrize("step", ["copy", "sum", "image", "record"])

@@ -110,7 +110,7 @@ async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
         if request.volume_mounts:
             return assemble.from_template(machine, request.build_id)  # warm images are of those without any
         return await warm_images.origin(machine, request.build_id, request.isolation)
-    if request.volume_mounts:
+    if request.volume_mounts and not machine.drivers.of(request.isolation).capabilities().writes_layers:
         raise UnsupportedOption("volumeMounts of a sandbox that is made of a snapshot are not supported")
     return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id), request.isolation)
 
@@ -275,10 +275,7 @@ def first_live(machine: Machine, request: CreateSandbox) -> Live:
     Raises:
         ResourceExhausted: All are taken.
     """
-    slot, family = machine.families.take(Kind.of(request), machine.clock.boot_s()) or (
-        machine.slots.take(),
-        None,
-    )
+    slot, family = machine.families.place(Kind.of(request), machine.clock.boot_s())
     return Live(_record(machine, request, slot), family=family, builder=asyncio.current_task())
 
 

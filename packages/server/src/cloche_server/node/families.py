@@ -127,6 +127,14 @@ class Families:
                 replaced.add(kept.kind)
         return found
 
+    def place(self, kind: Kind, boot_s: float) -> tuple[int, Family | None]:
+        """A slot for a sandbox that is to be started: of a family of its kind where there is one.
+
+        Raises:
+            ResourceExhausted: All are taken.
+        """
+        return self.take(kind, boot_s) or (self._slots.take(), None)
+
     def take(self, kind: Kind, boot_s: float) -> tuple[int, Family] | None:
         """A free slot of a family of that kind, a fresh one if there is one; None where there is none.
 

@@ -156,7 +156,7 @@ class Layers:
         layer = msgspec.structs.replace(
             layer, sha256=found.sha256, size_bytes=found.size_bytes, entries=found.entries
         )
-        newer = folder / f"{_ABOUT}{_UNFINISHED}"
+        newer = folder / f"{_ABOUT}.{token_hex(4)}"  # two images may need it at once
         newer.write_bytes(msgspec.json.encode(layer))
         newer.rename(folder / _ABOUT)
         return layer

@@ -51,7 +51,7 @@ def check_ability(machine: Machine, request: CreateSandbox, isolation: str, *, w
             f"isolation '{able.name}' cannot keep the {kept} of a sandbox that is paused or copied",
             hint=f"create it with isolation 'gvisor'{other}",
         )
-    if request.volume_mounts:
+    if request.volume_mounts and (with_memory or not able.writes_layers):
         # Its kernel knows files of the volume by their names, and goes on only where all are still there.
         raise UnsupportedOption(
             "a sandbox that has volumes cannot be paused or copied: others may change what is in them",

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from cloche_server.node import assemble, freezing, kept_files, kill, pause
+from cloche_server.node.families import Kind
 from cloche_server.node.journal import Record
 from cloche_server.node.lifecycle import next_state
 from cloche_server.node.machine import Live, Machine
@@ -73,16 +74,17 @@ async def _resume(machine: Machine, record: Record, request: ResumeSandbox) -> R
     origin = await assemble.from_image(machine, record.image, record.isolation)
     origin = origin._replace(reboots=origin.image is not None and (origin.reboots or not request.memory))
     now, boot_s = machine.clock.now(), machine.clock.boot_s()
+    slot, family = machine.families.place(Kind.of(record.request), boot_s)
     resuming = msgspec.structs.replace(
         record,
         state=next_state(record.state, "resume"),
-        slot=machine.slots.take(),
+        slot=slot,
         boot_id=machine.boot_id,
         layers=origin.kept,
         end_at=now + timedelta(seconds=request.timeout_s),
         deadline_boot_s=boot_s + request.timeout_s,
     )
-    live = Live(resuming)
+    live = Live(resuming, family=family)
     machine.live[request.sandbox_id] = live
     try:
         machine.journal.write(resuming)
