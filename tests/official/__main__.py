@@ -94,10 +94,10 @@ def _told(
     figures: list[tuple[Suite, Figures]], problems: list[str], options: argparse.Namespace
 ) -> Iterator[str]:
     yield ""
-    yield "| suite | live tests | later | cloud | counted | passed | known gaps | unexpected |"
+    yield "| suite | live tests | refused | cloud | counted | passed | known gaps | unexpected |"
     yield "|---|---|---|---|---|---|---|---|"
     for suite, counted in figures:
-        row = (suite.title, counted.live, counted.later, counted.cloud, counted.counted)
+        row = (suite.title, counted.live, counted.refused, counted.cloud, counted.counted)
         share = f"{counted.passed} ({counted.share:.1f} %)"
         yield f"| {' | '.join(map(str, row))} | {share} | {len(counted.gaps)} | {len(counted.unexpected)} |"
     for suite, counted in figures:
@@ -108,7 +108,7 @@ def _told(
         if counted.unexpected:
             yield f"\nUnexpected in {suite.title}:\n"
             for verdict in counted.unexpected:
-                yield f"- {verdict.test}: {verdict.message or 'passes, but is listed as a gap'}"
+                yield f"- {verdict.test}: {verdict.message or 'passes, but is listed'}"
     for problem in problems:
         yield f"\nerror: {problem}"
 

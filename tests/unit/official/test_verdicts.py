@@ -24,7 +24,7 @@ EXPECTED = Expectations(
     (),
     (
         Known("mock", "mock.py::*", "patches the client"),
-        Known("later", "a.py::test_pause*", "issue 6"),
+        Known("refused", "a.py::test_pause*", "cannot pause"),
         Known("cloud", "a.py::test_internet", "a public web site"),
         Known("gap", "a.py::test_gap*", "not yet"),
     ),
@@ -32,7 +32,7 @@ EXPECTED = Expectations(
 
 
 def ended(name: str, outcome: Outcome) -> Verdict:
-    return Verdict(name, outcome, "")
+    return Verdict(name, outcome, "400: cannot pause here" if "pause" in name else "")
 
 
 def test_only_live_tests_of_now_are_counted() -> None:
@@ -40,7 +40,7 @@ def test_only_live_tests_of_now_are_counted() -> None:
     figures = judge(
         [ended(name, Outcome.FAILED) for name in names[:4]] + [ended(names[4], Outcome.PASSED)], EXPECTED
     )
-    assert (figures.live, figures.later, figures.cloud, figures.counted, figures.passed) == (4, 1, 1, 2, 1)
+    assert (figures.live, figures.refused, figures.cloud, figures.counted, figures.passed) == (4, 1, 1, 2, 1)
     assert [verdict.test for verdict in figures.gaps] == ["a.py::test_gap"]
     assert not figures.unexpected
     assert figures.share == 50.0
@@ -49,6 +49,18 @@ def test_only_live_tests_of_now_are_counted() -> None:
 def test_a_gap_that_passes_is_unexpected() -> None:
     figures = judge([ended("a.py::test_gap", Outcome.PASSED)], EXPECTED)
     assert [verdict.test for verdict in figures.unexpected] == ["a.py::test_gap"]
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        Verdict("a.py::test_pause", Outcome.PASSED, ""),
+        Verdict("a.py::test_pause", Outcome.FAILED, "500: internal error"),
+    ],
+)
+def test_what_is_not_refused_by_its_reason_is_unexpected(verdict: Verdict) -> None:
+    figures = judge([verdict], EXPECTED)
+    assert (figures.unexpected, figures.counted) == ((verdict,), 0)
 
 
 def test_a_failure_that_nobody_listed_is_unexpected() -> None:
@@ -94,9 +106,9 @@ def test_each_section_has_reasons_and_known_kinds_only(section: str) -> None:
 
 def test_what_holds_for_one_isolation_comes_before_what_holds_for_all(tmp_path: Path) -> None:
     data = tmp_path / "suites.toml"
-    data.write_text('[x.gap]\n"a::*" = "not yet"\n[x.container.later]\n"a::pause" = "pausing"\n')
+    data.write_text('[x.gap]\n"a::*" = "not yet"\n[x.container.refused]\n"a::pause" = "pausing"\n')
     kinds = {name: expectations("x", name, data).of("a::pause") for name in ISOLATIONS}
-    assert [known.kind for known in kinds.values() if known] == ["later", "gap"]
+    assert [known.kind for known in kinds.values() if known] == ["refused", "gap"]
 
 
 def test_the_page_names_every_gap() -> None:
