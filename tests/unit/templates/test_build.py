@@ -417,3 +417,14 @@ async def test_what_sandboxes_have_imported_is_that_of_the_base_and_what_a_build
 def test_what_is_no_module_is_not_preloaded(modules: list[str]) -> None:
     with pytest.raises(InvalidArgument, match="module"):
         check(Description(preload=modules))
+
+
+async def test_layers_of_a_file_are_applied_each_once(
+    workshop: FakeWorkshop, around: Around, tmp_path: Path
+) -> None:
+    steps = [Step("LAYER", ["layers/000.tar"], HASH), Step("LAYER", ["layers/001.tar"], "b" * 64)]
+    first = await build(workshop, around, described(*steps), tmp_path)
+    assert workshop.applied == [HASH, "b" * 64]
+    assert first.layers == ("layer2", "layer1", "root")
+    again = await build(workshop, around, described(*steps), tmp_path)
+    assert (workshop.applied, again.layers) == ([HASH, "b" * 64], first.layers)
