@@ -1,6 +1,6 @@
 """A workshop without a node: commands are looked up in a dict, layers are counted."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from cloche_server.templates.workshop import (
     Layer,
     OnLine,
     PreparedBase,
+    Pruned,
     Setting,
 )
 from cloche_wire.errors import ClocheError, InvalidArgument, NotFound
@@ -94,6 +95,8 @@ class FakeWorkshop:
         self.committed = 0
         self.published: list[Finished] = []
         self.removed: list[str] = []
+        self.layers: list[str] = []
+        """All that are kept, oldest first, as far as a test minds."""
         self.squashed: list[tuple[str, ...]] = []
         self.registry: dict[str, str] = {}
         """Manifests by the names that are asked for."""
@@ -146,6 +149,12 @@ class FakeWorkshop:
         assert below, "a chain keeps its lowest"
         self.squashed.append(layers)
         return Layer(f"squashed{len(self.squashed)}", 1, 1)
+
+    async def prune(self, kept: Sequence[str], *, most: int, dry_run: bool) -> Pruned:
+        free = tuple(layer for layer in self.layers if layer not in kept)[:most]
+        if not dry_run:
+            self.layers = [layer for layer in self.layers if layer not in free]
+        return Pruned(free, len(free))
 
     async def remove(self, build_id: str) -> None:
         self.removed.append(build_id)

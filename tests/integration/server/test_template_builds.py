@@ -159,6 +159,9 @@ def test_what_there_is_is_listed_shown_and_deleted(cli: Cli, folder: Path) -> No
     assert "user      root" in shown
     assert "layer-" in shown
     assert "0 layers would be removed" in cli("prune", "--dry-run").stdout
+    assert cli("pin", "listed").stdout == "listed is pinned\n"
+    assert cli("unpin", "listed").stdout == "listed is not pinned\n"
+    assert "not found" in cli("pin", "no-such").stderr
     assert cli("delete", "-y", "listed").returncode == 0
     gone = cli("inspect", "listed")
     assert gone.returncode == 1

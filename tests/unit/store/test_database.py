@@ -75,7 +75,7 @@ def test_a_database_of_the_version_before_is_brought_up_with_its_rows(store: Sto
         )
         for table in ("pauses", "snapshots", "builds", "build_logs", "template_tags", "cached_steps"):
             connection.execute(text(f"DROP TABLE {table}"))
-        new = [("events", "run"), ("templates", "is_public"), ("templates", "isolation")]
+        new = [("events", "run"), *(("templates", name) for name in ("is_public", "isolation", "is_pinned"))]
         for table, column in [*new, *(("sandboxes", name) for name in NEW_OF_SANDBOXES)]:
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
@@ -88,7 +88,12 @@ def test_a_database_of_the_version_before_is_brought_up_with_its_rows(store: Sto
 
 def test_builds_of_before_have_the_isolation_of_their_template(store: Store) -> None:
     def go_back(connection: Connection) -> None:
-        connection.execute(text("ALTER TABLE builds DROP COLUMN isolation"))
+        for table, column in (
+            ("builds", "isolation"),
+            ("templates", "is_pinned"),
+            ("cached_steps", "template_id"),
+        ):
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         for statement in (
             "INSERT INTO teams VALUES ('t', 't', '2026-01-01 00:00:00')",
             "INSERT INTO templates (id, owner, build_id, name, aliases, cpu_count, memory_mib, disk_mib,"

@@ -151,6 +151,8 @@ class Builds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long such an archive stays when no build asks for it."""
     keep_steps_days: int = 30
     """How long what a step has left stays when no build asks for it."""
+    keep_builds_days: int = 30
+    """How long a build stays to which no tag leads any more and that no sandbox is made of."""
     max_layer_mib: int = 20_480
     """What one step may write, counted while it runs."""
     max_layer_files: int = 500_000
@@ -177,7 +179,7 @@ class Builds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Refuse what means nothing."""
         least = min(self.at_once, self.max_upload_mib, self.keep_uploads_days, self.keep_steps_days)
         limits = (self.max_layer_mib, self.max_layer_files, self.step_timeout_s, self.timeout_s)
-        if min(least, self.max_image_mib, self.min_free_mib, *limits) < 1:
+        if min(least, self.keep_builds_days, self.max_image_mib, self.min_free_mib, *limits) < 1:
             raise ValueError("the numbers of builds are at least 1")
         if self.local_images and not self.local_images.startswith("/"):
             raise ValueError("builds.local_images is an absolute path")

@@ -6,6 +6,7 @@ so that the next one goes on from there.
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class _Job(NamedTuple):
     description: Description
     scope: anyio.CancelScope
     """Cancelled from outside: somebody does not want it any more, and has said so in its row."""
+    begun_at: datetime
 
 
 class BuildRuns:
@@ -71,6 +73,11 @@ class BuildRuns:
     def __contains__(self, build_id: object) -> bool:
         """Whether a build is in work here: what is on disk of it is not left behind."""
         return build_id in self._jobs
+
+    @property
+    def running_since(self) -> datetime | None:
+        """When the oldest build that is in work here was begun; None: there is none."""
+        return min((job.begun_at for job in self._jobs.values()), default=None)
 
     @asynccontextmanager
     async def serving(self) -> AsyncGenerator[None]:
@@ -101,7 +108,7 @@ class BuildRuns:
         for other in [job.build for job in self._jobs.values()]:
             if other.template_id == build.template_id and set(other.tags) & set(build.tags):
                 await self.stop(other, f"stopped: a newer build of this template has begun: {build.id}")
-        job = _Job(caller, build, name, description, anyio.CancelScope())
+        job = _Job(caller, build, name, description, anyio.CancelScope(), self._clock.now())
         self._jobs[build.id] = job
         self._tasks.start_soon(self._run, job)
         return True
@@ -152,7 +159,7 @@ class BuildRuns:
         build = job.build
         team = TeamId(build.team_id)
         target = Target(build.template_id, build.id, team, job.name, build.cpu_count, build.memory_mib)
-        memory = _Memory(self._store.cached_steps, team, self._clock)
+        memory = _Memory(self._store.cached_steps, build, self._clock)
         images = ImageBases(self._config.builds, target, self._workshop, memory, build_log)
         builder = Builder(
             target,
@@ -187,15 +194,16 @@ class BuildRuns:
 class _Memory:
     """See `templates.build.Memory`."""
 
-    def __init__(self, cached: CachedSteps, team: TeamId, clock: Clock) -> None:
+    def __init__(self, cached: CachedSteps, build: BuildRecord, clock: Clock) -> None:
         self._cached = cached
-        self._team = team
+        self._team = build.team_id
+        self._template = build.template_id
         self._clock = clock
 
     async def find(self, key: str) -> Kept | None:
-        step = await self._cached.find(self._team, key, self._clock.now())
+        step = await self._cached.find(self._team, key, self._template, self._clock.now())
         return None if step is None else Kept(tuple(step.layers), msgspec.convert(step.context, Context))
 
     async def keep(self, key: str, kept: Kept) -> None:
         step = CachedStep(list(kept.layers), msgspec.structs.asdict(kept.context))
-        await self._cached.keep(self._team, key, step, self._clock.now())
+        await self._cached.keep(self._team, key, step, self._template, self._clock.now())

@@ -125,6 +125,8 @@ class TemplateChange(msgspec.Struct, frozen=True):
     """Body of `PATCH /v2/templates/{id}`."""
 
     public: bool | None = None
+    pinned: bool | None = None
+    """Ours."""
 
 
 class TemplateNames(msgspec.Struct, frozen=True):

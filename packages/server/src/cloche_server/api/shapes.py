@@ -355,6 +355,8 @@ class Template(msgspec.Struct, frozen=True, rename="camel"):
     is_default: bool
     isolation: str
     """What its sandboxes get where their creator asks for none."""
+    pinned: bool
+    """Whether what it is made of, and built from, stays however long nobody uses it."""
     created_by: None = None
     build_count: int = 1
     build_status: str = "ready"

@@ -84,10 +84,12 @@ class TemplateEndpoints:
         return reply(200, await self._shown(found[:limit]), headers)
 
     async def change(self, call: Call, body: build_shapes.TemplateChange) -> Response:
-        """`PATCH /v2/templates/{id}`: whether other teams may use it."""
+        """`PATCH /v2/templates/{id}`: whether other teams may use it, and whether it is pinned."""
         template = await own_template(self._control, call.caller, call.params["id"])
         if body.public is not None:
             await self._store.set_public(call.caller.team_id, template.id, is_public=body.public)
+        if body.pinned is not None:
+            await self._store.set_pinned(call.caller.team_id, template.id, is_pinned=body.pinned)
         names = [f"{call.caller.team_name.lower()}/{name}" for name in template.aliases]
         return reply(200, build_shapes.TemplateNames(names))
 
@@ -114,6 +116,7 @@ class TemplateEndpoints:
             build_count=count,
             build_status=newest.state if newest else "ready",
             isolation=template.isolation or self._isolation,
+            pinned=template.is_pinned,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import tempfile
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,16 +16,19 @@ import msgspec
 
 from cloche_server import config as configuration
 from cloche_server import link
+from cloche_server.api.layer_collection import Collector
 from cloche_server.cli.output import explain, is_root, note, state_option
 from cloche_server.cli.remote import Remote
 from cloche_server.isolation import syscalls
 from cloche_server.node import warm_images
-from cloche_server.node.build_messages import LayerMade, Pruned, PruneLayers
+from cloche_server.node.build_messages import LayerMade
 from cloche_server.node.layers import Layers
 from cloche_server.node.templates import Template, Templates
 from cloche_server.store.first_key import open_as_operator
 from cloche_server.templates import builder, host_settings, manifest, recipe
 from cloche_server.templates.dockerfile.translate import Translated
+from cloche_server.templates.node_workshop import NodeWorkshop
+from cloche_server.templates.workshop import Pruned
 from cloche_wire.errors import DeadlineExceeded, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -237,6 +240,28 @@ def import_template(file: str, name: str, state: str | None) -> None:
 
 
 @template.command()
+@click.argument("name")
+@state_option
+def pin(name: str, state: str | None) -> None:
+    """Have what a template is made of, and can be built again from, stay however long nobody uses it."""
+    _set_pinned(name, state, is_pinned=True)
+
+
+@template.command()
+@click.argument("name")
+@state_option
+def unpin(name: str, state: str | None) -> None:
+    """Let go of a template that was pinned: what nobody uses goes in time."""
+    _set_pinned(name, state, is_pinned=False)
+
+
+def _set_pinned(name: str, state: str | None, *, is_pinned: bool) -> None:
+    with explain():
+        Remote.of(state).ask("PATCH", f"/v2/templates/{quote(name, safe='')}", {"pinned": is_pinned})
+    note(f"{name} is {'' if is_pinned else 'not '}pinned")
+
+
+@template.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @state_option
 def prune(state: str | None, *, dry_run: bool) -> None:
@@ -260,15 +285,10 @@ async def _prune(config: Config, *, dry_run: bool) -> Pruned:
         raise InvalidArgument("only root speaks to the node", hint="run it with sudo")
     store = open_as_operator(config)
     try:
-        since = datetime.now(UTC) - timedelta(days=config.builds.keep_steps_days)
-        kept = await store.cached_steps.layers_used_since(since)
-        order = PruneLayers(tuple(sorted(kept)), dry_run=dry_run)
-        removed = await _ask_node(config, "prune_layers", order, Pruned)
-        if not dry_run:
-            await store.cached_steps.forget({layer.layer_id for layer in removed.layers})
+        collector = Collector(config, store, NodeWorkshop(config.node_socket))
+        return await collector.collect(datetime.now(UTC), dry_run=dry_run)
     finally:
         store.close()
-    return removed
 
 
 def _print_table(rows: list[list[str]]) -> None:

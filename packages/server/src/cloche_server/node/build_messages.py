@@ -170,6 +170,8 @@ class PruneLayers(msgspec.Struct, frozen=True):
     """Those that steps may be taken from again."""
     older_than_s: float = 3600.0
     """Younger ones may be those of a build that goes on."""
+    most: int = 10_000
+    """The oldest of them; the next call goes on."""
     dry_run: bool = False
 
 

@@ -33,7 +33,7 @@ def prune(machine: Machine, request: PruneLayers) -> Pruned:
     def is_free(layer: Layer) -> bool:
         return layer.name not in needed and (now - layer.created_at).total_seconds() >= request.older_than_s
 
-    free = [] if unknown else [layer for layer in machine.layers.all() if is_free(layer)]
+    free = [] if unknown else [layer for layer in machine.layers.all() if is_free(layer)][: request.most]
     for layer in free if not request.dry_run else []:
         machine.layers.remove(layer.name)
     log.info("layers.pruned", count=len(free), dry_run=request.dry_run)

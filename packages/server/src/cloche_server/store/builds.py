@@ -5,10 +5,18 @@ from datetime import datetime
 from typing import Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, or_, select, update
 
 from cloche_server.ids import BuildId, TeamId, TemplateId
-from cloche_server.store.schema import build_logs, builds, template_names, template_tags, templates
+from cloche_server.store.schema import (
+    build_logs,
+    builds,
+    sandboxes,
+    snapshots,
+    template_names,
+    template_tags,
+    templates,
+)
 from cloche_server.store.session import Database
 
 State = Literal["waiting", "building", "ready", "error"]
@@ -113,6 +121,31 @@ class Builds:
             names = BuildRecord.__struct_fields__
             found = [(row["of_template"], BuildRecord(**{name: row[name] for name in names})) for row in rows]
             return {build.template_id: (count, build) for count, build in found}
+
+        return await self._database.read(work)
+
+    async def unused(self, ids: Iterable[str], before: datetime) -> Sequence[BuildId]:
+        """Return those of these builds that nobody can ask for any more, the oldest first.
+
+        No tag leads to them, and none of their template has moved lately; they were finished before that
+        time, no sandbox that was made of them is there or was started since, no snapshot stands on them, and
+        their template is not pinned.
+        """
+        tagged = exists().where(template_tags.c.build_id == builds.c.id)
+        moved = exists().where(
+            template_tags.c.template_id == builds.c.template_id, template_tags.c.assigned_at >= before
+        )
+        of_build = sandboxes.c.build_id == builds.c.id
+        used = exists().where(of_build, or_(sandboxes.c.state != "ended", sandboxes.c.started_at >= before))
+        kept = exists().where(snapshots.c.build_id == builds.c.id)
+        pinned = exists().where(templates.c.id == builds.c.template_id, templates.c.is_pinned)
+        shown = exists().where(templates.c.build_id == builds.c.id)
+        old = (builds.c.id.in_(list(ids)), builds.c.state == "ready", builds.c.finished_at < before)
+        query = select(builds.c.id).where(*old, ~or_(tagged, moved, used, kept, pinned, shown))
+
+        def work(connection: Connection) -> Sequence[BuildId]:
+            rows = connection.execute(query.order_by(builds.c.finished_at)).scalars()
+            return [BuildId(found) for found in rows]
 
         return await self._database.read(work)
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0007"
+VERSION = "0008"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -83,6 +83,8 @@ templates = Table(
     Column("last_spawned_at", UtcDateTime),
     # Of a team's own: whether others may use it too.
     Column("is_public", Boolean, nullable=False, server_default="0"),
+    # Of a team's own: whether what it is made of, and built from, stays however long nobody uses it.
+    Column("is_pinned", Boolean, nullable=False, server_default="0"),
 )
 
 template_names = Table(
@@ -149,6 +151,8 @@ cached_steps = Table(
     Column("layers", JSON, nullable=False),
     Column("context", JSON, nullable=False),
     Column("used_at", UtcDateTime, nullable=False),
+    # Of the build that has asked for it last; a pin of that template keeps it.
+    Column("template_id", Text, nullable=False, server_default=""),
     PrimaryKeyConstraint("team_id", "key", name="pk_cached_steps"),
     Index("ix_cached_steps_used", "used_at"),
 )

@@ -31,6 +31,8 @@ class Template(msgspec.Struct, frozen=True):
     last_spawned_at: datetime | None = None
     is_public: bool = False
     """Whether every team may use it."""
+    is_pinned: bool = False
+    """Whether what it is made of, and built from, stays however long nobody uses it."""
 
     @property
     def is_default(self) -> bool:
@@ -94,6 +96,12 @@ class Templates:
         """Say whether other teams may use a template of the team's own."""
         own = and_(templates.c.id == template, templates.c.owner == team)
         change = update(templates).where(own).values(is_public=is_public)
+        await self._database.write(lambda connection: connection.execute(change))
+
+    async def set_pinned(self, team: TeamId, template: TemplateId, *, is_pinned: bool) -> None:
+        """Say whether a template of the team's own keeps what nobody uses."""
+        own = and_(templates.c.id == template, templates.c.owner == team)
+        change = update(templates).where(own).values(is_pinned=is_pinned)
         await self._database.write(lambda connection: connection.execute(change))
 
     async def is_in_use(self, template: TemplateId) -> bool:

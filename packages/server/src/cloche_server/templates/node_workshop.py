@@ -4,7 +4,7 @@ A bench is a call that stays: the sandbox ends with its connection, so that noth
 api was killed.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +21,14 @@ from cloche_server.node.build_messages import (
     CommitBuild,
     LayerMade,
     OpenBuild,
+    PruneLayers,
     PublishBuild,
     PutInBuild,
     RemoveBuild,
     RunInBuild,
     SquashLayers,
 )
+from cloche_server.node.build_messages import Pruned as LayersPruned
 from cloche_server.node.pulling import messages as pulling
 from cloche_server.templates.manifest import Manifest
 from cloche_server.templates.workshop import (
@@ -38,6 +40,7 @@ from cloche_server.templates.workshop import (
     Layer,
     OnLine,
     PreparedBase,
+    Pruned,
     Setting,
 )
 from cloche_wire.errors import DeadlineExceeded, Unavailable
@@ -116,6 +119,12 @@ class NodeWorkshop:
         """See `workshop.Workshop.image_root`."""
         made = await _call(self._node, "image_root", {}, pulling.ImageRoot, CALL_TIMEOUT_S)
         return made.layer_id
+
+    async def prune(self, kept: Sequence[str], *, most: int, dry_run: bool) -> Pruned:
+        """See `workshop.Workshop.prune`."""
+        order = PruneLayers(tuple(kept), dry_run=dry_run, most=most)
+        pruned = await _call(self._node, "prune_layers", order, LayersPruned, COMMIT_TIMEOUT_S)
+        return Pruned(tuple(layer.layer_id for layer in pruned.layers), pruned.size_bytes)
 
     async def remove(self, build_id: str) -> None:
         """See `workshop.Workshop.remove`."""

@@ -5,7 +5,7 @@ Each bench is one sandbox over given layers. What the steps on it leave in its r
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -179,6 +179,13 @@ class Finished(msgspec.Struct, frozen=True):
     """What its owner should know of the build, though it has succeeded: a sentence each."""
 
 
+class Pruned(NamedTuple):
+    """What was removed, or would be."""
+
+    layers: tuple[str, ...]
+    size_bytes: int
+
+
 class Workshop(Protocol):
     """Where builds are made and kept."""
 
@@ -232,6 +239,14 @@ class Workshop(Protocol):
         Raises:
             TooLarge: They are larger together than a layer may be.
             NotEnoughSpace: The disk is too full.
+            Unavailable: The node does not answer.
+        """
+        ...
+
+    async def prune(self, kept: Sequence[str], *, most: int, dry_run: bool) -> Pruned:
+        """Remove the oldest layers that no build that is published, no sandbox and nothing of `kept` needs.
+
+        Raises:
             Unavailable: The node does not answer.
         """
         ...
