@@ -150,6 +150,26 @@ def test_a_template_of_a_long_template_has_more_steps_than_a_root_has_layers(own
         sandbox.kill()
 
 
+def test_twenty_templates_of_one_base_take_what_differs_between_them(own_server: Server) -> None:
+    """What they share, the base and the steps that are the same, is on the disk once: by its blocks."""
+    shared, unique = 4 << 20, 1 << 20
+    common = {"type": "RUN", "args": [f"head -c {shared} /dev/urandom > /srv/common", "root"]}
+    before = disk_bytes(own_server.state / "layers")
+    for number in range(20):
+        own = {"type": "RUN", "args": [f"head -c {unique} /dev/urandom > /srv/{number}", "root"]}
+        build_by_steps(own_server, f"one-of-{number}", steps=[common, own])
+    taken = disk_bytes(own_server.state / "layers") - before
+    taken += sum(disk_bytes(path) for path in own_server.templates.iterdir() if not path.is_symlink())
+    wanted = shared + 20 * unique
+    assert wanted <= taken <= 1.2 * wanted
+
+
+def disk_bytes(folder: Path) -> int:
+    """Blocks of everything in a folder, each file counted once."""
+    found = {path.lstat().st_ino: path.lstat().st_blocks * 512 for path in [folder, *folder.rglob("*")]}
+    return sum(found.values())
+
+
 def test_what_there_is_is_listed_shown_and_deleted(cli: Cli, folder: Path) -> None:
     (folder / "Dockerfile").write_text(steps("RUN echo some > /etc/some", "USER root"))
     build(cli, folder, "listed")
@@ -219,10 +239,12 @@ class Slow:
 
 @pytest.fixture
 def no_sandboxes_after(own_server: Server) -> Iterator[None]:
-    """No sandbox of a build outlives it."""
+    """No sandbox of a build outlives it, and nothing that it was making."""
     yield
     folders = own_server.state / "sandboxes"
     until(lambda: not list(folders.iterdir()), within_s=20, what="no folder of a sandbox")
+    left = [*own_server.state.glob("layers/*.new"), *own_server.state.glob("uploads/*/.*")]
+    assert left == [], "no layer and no archive is half there"
 
 
 @pytest.mark.usefixtures("no_sandboxes_after")
