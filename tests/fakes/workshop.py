@@ -31,13 +31,6 @@ class FakeBench:
         workshop = self._workshop
         workshop.ran.append(command)
         words = command.argv[-1]
-        if "id -un" in " ".join(command.argv):  # the program that finds or makes a user
-            await on_line("stdout", words)
-            return 0
-        if "getent passwd" in " ".join(command.argv):  # the one that says where a user is at home
-            for home in workshop.homes.get(words, ()):
-                await on_line("stdout", home)
-            return 0
         for line in workshop.prints.get(words, ()):
             await on_line("stdout", line)
         if workshop.gate is not None and words in workshop.waits:
@@ -51,6 +44,16 @@ class FakeBench:
         if b"not an archive" in files.archive.read_bytes():
             raise InvalidArgument("tar: this does not look like a tar archive")
         self._workshop.copied.append(files)
+
+    async def change(self, *words: str) -> str:
+        self._workshop.changed.append(words)
+        match words:
+            case ("user", name):
+                return name
+            case ("home", name):
+                return next(iter(self._workshop.homes.get(name, ())), "")
+            case _:
+                return ""
 
     async def apply_layer(self, image: FetchedImage, digest: str) -> None:
         self._workshop.applied.append(digest)
@@ -86,6 +89,8 @@ class FakeWorkshop:
         """Commands that wait for the gate."""
         self.fails_publish: ClocheError | None = None
         self.ran: list[Command] = []
+        self.changed: list[tuple[str, ...]] = []
+        """By programs of ours."""
         self.copied: list[CopyIn] = []
         self.applied: list[str] = []
         """Layers, by their names."""

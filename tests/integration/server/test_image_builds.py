@@ -1,7 +1,9 @@
 """Templates of images, from a registry on loopback: what is in them, who gets them, and what is refused."""
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -349,3 +351,35 @@ def test_what_is_strange_in_a_layer_stays_in_its_root(world: World, said: Said) 
     assert "No such" in said("strange", "ls -l /etc/null 2>&1; true")
     assert not canary.exists()
     assert not Path("/cloche-canary-two").exists()
+
+
+DOCKERFILE = """FROM {host}/alpine:3 AS build
+RUN of-musl >/code/made && ln -s made /code/link
+FROM {base}
+WORKDIR /srv/deep
+COPY --from=build --chown=65532:65532 /code /srv/code
+COPY --from={host}/alpine:3 /usr/bin/of-musl /usr/bin/
+COPY --chmod=600 file .
+ENV A=b
+USER worker
+"""
+
+
+@pytest.mark.parametrize("base", ["distroless:1", "scratch"])
+def test_a_dockerfile_on_an_image_without_a_shell(world: World, tmp_path: Path, base: str) -> None:
+    """Its common use: what another stage has made, and files of the context; nothing of the image is run."""
+    base = base if base == "scratch" else f"{world.open.host}/{base}"
+    (tmp_path / "file").write_text("of the context")
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE.format(host=world.open.host, base=base))
+    argv = [sys.executable, "-m", "cloche_server.cli.main", "template", "build", str(tmp_path)]
+    argv += ["--name", "shell-less", "--state", str(world.server.state)]
+    env = os.environ | {"CLOCHE_TEMPLATES": str(world.server.templates)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with world.sandbox("shell-less") as sandbox:
+        assert sandbox.files.read("/srv/code/made") == "of musl\n"
+        assert sandbox.files.read("/srv/code/link") == "of musl\n"
+        assert sandbox.files.get_info("/srv/code/made").owner in {"nonroot", "65532"}
+        found = sandbox.files.get_info("/srv/deep/file")
+        assert (found.mode & 0o777, found.owner) == (0o600, "root")
+        assert [entry.name for entry in sandbox.files.list("/home/worker")] == []

@@ -1,12 +1,10 @@
 """A build's steps: in which sandbox each runs and with what, what need not run again, where it fails."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 from tests.fakes.workshop import FakeWorkshop
 
-from cloche_server.templates import copying
 from cloche_server.templates.build import MOST_LAYERS, Base, Builder, Kept, Target
 from cloche_server.templates.step_run import BuildFailed
 from cloche_server.templates.steps import Context, Description, Stage, Step, check
@@ -338,51 +336,6 @@ async def test_a_stage_gives_files_and_none_of_its_layers(
     workshop.ran.clear()
     await build(workshop, around, described(step, Step("RUN", ["use"]), stages=[stage]), tmp_path)
     assert workshop.ran == []
-
-
-def place(root: Path, source: str, target: str, mode: str = "") -> subprocess.CompletedProcess[str]:
-    """Run both programs with the folder of gathered files in a root of the test's."""
-
-    def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
-        text = program.replace(copying.GATHERED, str(root / "gathered"))
-        argv = ["/bin/sh", "-euc", text, "sh", *words]
-        return subprocess.run(argv, capture_output=True, text=True, check=False)
-
-    done = run(copying.GATHER, str(root / source))
-    stat = root.stat()
-    return (
-        run(copying.PLACE, str(root) + target, f"{stat.st_uid}:{stat.st_gid}", mode)
-        if not done.returncode
-        else done
-    )
-
-
-def test_gathered_files_are_placed_as_docker_does(tmp_path: Path) -> None:
-    (tmp_path / "out" / "sub").mkdir(parents=True)
-    for name in ("out/a b.txt", "out/.hidden", "out/sub/c"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "out" / "link").symlink_to("a b.txt")
-    (tmp_path / "there" / "sub").mkdir(parents=True)
-    (tmp_path / "there" / "sub" / "kept").touch()
-    # A folder leaves its content, merged into what is there.
-    assert place(tmp_path, "out", "/there").returncode == 0
-    assert (tmp_path / "there" / "a b.txt").read_text() == "out/a b.txt"
-    assert (tmp_path / "there" / ".hidden").exists()
-    assert {path.name for path in (tmp_path / "there" / "sub").iterdir()} == {"c", "kept"}
-    assert (tmp_path / "there" / "link").is_symlink()
-    # A file takes the target's name, or goes into a folder.
-    assert place(tmp_path, "out/a b.txt", "/new/name", "0600").returncode == 0
-    assert (tmp_path / "new" / "name").stat().st_mode & 0o777 == 0o600
-    assert place(tmp_path, "out/a b.txt", "/new/").returncode == 0
-    assert (tmp_path / "new" / "a b.txt").exists()
-    assert place(tmp_path, "out/sub/*", "/many").returncode == 0
-    assert (tmp_path / "many").read_text() == "out/sub/c"
-    # A folder with a single file in it is still a folder.
-    assert place(tmp_path, "out/sub", "/single").returncode == 0
-    assert (tmp_path / "single" / "c").exists()
-    missing = place(tmp_path, "nothing", "/x")
-    assert missing.returncode == 1
-    assert "no such file" in missing.stderr
 
 
 async def test_a_command_of_a_user_that_is_not_there_fails_as_clients_know_it(

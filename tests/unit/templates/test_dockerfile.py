@@ -287,7 +287,6 @@ def test_the_start_command_is_what_docker_would_run(
         ("FROM\n", 1, "takes an image"),
         ("FROM a b\n", 1, "takes an image"),
         ("FROM a AS x\nFROM b AS x\n", 2, "new name"),
-        ("FROM scratch\n", 1, "scratch"),
         ("FROM --platform=linux/s390x a\n", 1, "this machine"),
         ("FROM a\nVOLUME /data\n", 2, "not supported: VOLUME"),
         ("FROM a\n\n\nHEALTHCHECK CMD true\n", 4, "not supported"),

@@ -197,3 +197,12 @@ async def test_what_the_operator_does_not_let_in_is_not_asked_for(world: World) 
     with pytest.raises(TooLarge):
         await world.base("app:large", Builds(max_image_mib=2))
     assert not world.workshop.fetched
+
+
+async def test_scratch_is_what_all_templates_have(world: World) -> None:
+    """Nothing is asked for: `FROM scratch` has root's account, and what is added to every image."""
+    world.workshop.base = PreparedBase("", is_complete=True)
+    base = await world.base("scratch")
+    assert base.layers == ("layer1", "image root")
+    assert not world.workshop.read
+    assert base.image == ""

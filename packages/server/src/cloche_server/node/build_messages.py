@@ -11,6 +11,8 @@ build_put     PutInBuild     {}             raises SandboxNotFound, InvalidArgum
                              asked for is not in it), PathNotFound (no such upload), TooLarge
 build_apply   ApplyUpload    {}             raises SandboxNotFound, InvalidArgument (another archive than it
                              should be, or none), PathNotFound (no such upload), TooLarge
+build_change  ChangeRoot     RootChanged    raises SandboxNotFound, InvalidArgument (it cannot be done; the
+                             message says why)
 build_commit  CommitBuild    LayerMade      the sandbox is gone then, whatever the answer; raises
                              SandboxNotFound, TooLarge, NotEnoughSpace
 publish       PublishBuild   {}, then events `line` (BuildLine) of its start command; the end of the
@@ -115,6 +117,20 @@ class ApplyUpload(msgspec.Struct, frozen=True):
     """What it must be."""
     max_bytes: int = 20 << 30
     max_entries: int = 500_000
+
+
+class ChangeRoot(msgspec.Struct, frozen=True):
+    """Have a program of ours change the root, as `root_changes` lists it: it needs nothing of the image."""
+
+    sandbox_id: str
+    words: tuple[str, ...]
+
+
+class RootChanged(msgspec.Struct, frozen=True):
+    """It has."""
+
+    said: str
+    """The last line that it has written."""
 
 
 class CommitBuild(msgspec.Struct, frozen=True):

@@ -6,7 +6,15 @@ import msgspec
 
 from cloche_server import link
 from cloche_server.node import build_messages as messages
-from cloche_server.node import builds, imported_layers, kill, pruning, publishing, squashing
+from cloche_server.node import (
+    builds,
+    changing,
+    imported_layers,
+    kill,
+    pruning,
+    publishing,
+    squashing,
+)
 from cloche_server.node.machine import Machine
 
 
@@ -37,6 +45,9 @@ def of(machine: Machine) -> dict[str, link.Method]:
         await imported_layers.apply(machine, link.decode(params, messages.ApplyUpload))
         return link.Answer({})
 
+    async def change(params: msgspec.Raw) -> link.Answer:
+        return link.Answer(await changing.change(machine, link.decode(params, messages.ChangeRoot)))
+
     async def commit(params: msgspec.Raw) -> link.Answer:
         return link.Answer(await builds.commit(machine, link.decode(params, messages.CommitBuild)))
 
@@ -52,6 +63,7 @@ def of(machine: Machine) -> dict[str, link.Method]:
         "build_run": run,
         "build_put": put,
         "build_apply": apply,
+        "build_change": change,
         "build_commit": commit,
         "publish": publish,
         "unpublish": unpublish,

@@ -12,7 +12,7 @@ import msgspec
 
 from cloche_server import isolation_choice
 from cloche_server.node.templates import DEFAULT_WARM
-from cloche_server.templates import copying, preloading
+from cloche_server.templates import preloading
 from cloche_server.templates import steps as words
 from cloche_server.templates.images import reference
 from cloche_server.templates.step_run import BuildFailed, Log, StepRun, with_words
@@ -24,7 +24,7 @@ from cloche_server.templates.steps import (
     Description,
     Step,
 )
-from cloche_server.templates.workshop import Command, Finished, Setting, Workshop
+from cloche_server.templates.workshop import Finished, Setting, Workshop
 from cloche_wire.errors import ClocheError
 
 if TYPE_CHECKING:
@@ -262,12 +262,11 @@ class Builder:
         if kept is not None:
             return state._replace(key=key, layers=kept.layers)
         try:
-            gathered = await self._gather(stage, source, str(number))
+            gathered = await self._gather(stage, source)
             async with self._workshop.bench(self._setting((gathered, *state.layers))) as bench:
                 run = StepRun(bench, self._log, self._uploads, str(number))
                 target = await run.absolute(target, state.context)
-                argv = ["/bin/sh", "-euc", copying.PLACE, "sh", target, owner, mode]
-                await run.checked(Command(argv, "root", "/"), f"copy {source} from {stage_name}")
+                await bench.change("place", target, owner, mode)
                 layer = await bench.commit()
             layers = await self._squashed(state, (layer.layer_id, *state.layers), str(number))
         except ClocheError as error:
@@ -275,11 +274,9 @@ class Builder:
         await self._memory.keep(key, Kept(layers, state.context))
         return state._replace(key=key, layers=layers)
 
-    async def _gather(self, stage: _State, source: str, number: str) -> str:
+    async def _gather(self, stage: _State, source: str) -> str:
         async with self._workshop.bench(self._setting(stage.layers)) as bench:
-            run = StepRun(bench, self._log, self._uploads, number)
-            argv = ["/bin/sh", "-euc", copying.GATHER, "sh", source]
-            await run.checked(Command(argv, "root", "/"), f"find {source}")
+            await bench.change("gather", source)
             return (await bench.commit()).layer_id
 
     async def _announce(self, number: int, step: Step, total: int, title: str, mark: str = "") -> None:

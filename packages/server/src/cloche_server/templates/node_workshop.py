@@ -18,6 +18,7 @@ from cloche_server.node.build_messages import (
     BuildExited,
     BuildLine,
     BuildOpened,
+    ChangeRoot,
     CommitBuild,
     LayerMade,
     OpenBuild,
@@ -25,6 +26,7 @@ from cloche_server.node.build_messages import (
     PublishBuild,
     PutInBuild,
     RemoveBuild,
+    RootChanged,
     RunInBuild,
     SquashLayers,
 )
@@ -159,6 +161,11 @@ class NodeBench:
         upload = f"{files.archive.parent.name}/{files.archive.name}"  # below the folder of all uploads
         order = PutInBuild(self._sandbox_id, upload, files.source, files.target, files.owner, files.mode)
         await _call(self._node, "build_put", order, dict[str, Any], COPY_TIMEOUT_S)
+
+    async def change(self, *words: str) -> str:
+        """See `workshop.Bench.change`."""
+        order = ChangeRoot(self._sandbox_id, words)
+        return (await _call(self._node, "build_change", order, RootChanged, COPY_TIMEOUT_S)).said
 
     async def apply_layer(self, image: FetchedImage, digest: str) -> None:
         """See `workshop.Bench.apply_layer`."""

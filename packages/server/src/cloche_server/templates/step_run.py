@@ -88,14 +88,11 @@ class StepRun:
 
     async def _workdir(self, context: Context, path: str) -> Context:
         folder = (await self.absolute(words.expand(path, context.variables), context)).rstrip("/") or "/"
-        argv = ["/bin/sh", "-euc", _MAKE_WORKDIR, "sh", folder, context.user]
-        await self.checked(Command(argv, "root", "/"), f"mkdir -p {shlex.quote(folder)}")
+        await self._bench.change("workdir", folder, context.user)
         return msgspec.structs.replace(context, workdir=folder)
 
     async def _user(self, context: Context, name: str) -> Context:
-        found = await self._ask(_FIND_OR_MAKE_USER, name.partition(":")[0])
-        if not found:
-            raise BuildFailed(f"cannot be or become a user: {name}", self._number)
+        found = await self._bench.change("user", name.partition(":")[0])
         return msgspec.structs.replace(context, user=found)
 
     async def absolute(self, path: str, context: Context) -> str:
@@ -109,24 +106,10 @@ class StepRun:
         return f"{joined}/" if path.endswith("/") and str(joined) != "/" else str(joined)
 
     async def _home_of(self, user: str) -> str:
-        home = await self._ask(_HOME_OF, user)
+        home = await self._bench.change("home", user)
         if not home.startswith("/"):
             raise BuildFailed(f"the image does not say where the home of its user is: {user}", self._number)
         return home
-
-    async def _ask(self, script: str, argument: str) -> str:
-        """The last line that a program of ours says; empty where it fails."""
-        said: list[str] = []
-
-        async def on_line(stream: str, line: str) -> None:
-            if stream == "stdout":
-                said.append(line)
-            else:
-                await self._log.write(line, self._number, "warn")
-
-        argv = ["/bin/sh", "-euc", script, "sh", argument]
-        status = await self._bench.run(Command(argv, "root", "/"), on_line)
-        return said[-1] if said and status == 0 else ""
 
     async def checked(self, command: Command, shown: str) -> None:
         """Run it, log what it writes, and fail the build when it fails."""
@@ -141,28 +124,6 @@ class StepRun:
             raise BuildFailed(f"failed to run command '{shown}': {told}", self._number) from error
         if status != 0:
             raise BuildFailed(f"failed to run command '{shown}': exit status {status}", self._number)
-
-
-_MAKE_WORKDIR = """
-new= at=$1
-while [ ! -d "$at" ]; do new=$at at=$(dirname "$at"); done
-[ -z "$new" ] || { mkdir -p "$1"; chown -R "$2:" "$new"; }
-"""
-_FIND_OR_MAKE_USER = """
-id -u "$1" >/dev/null 2>&1 || {
-    if command -v useradd >/dev/null 2>&1
-    then useradd --create-home --shell "$(command -v bash || echo /bin/sh)" "$1" >&2
-    else adduser -D "$1" >&2
-    fi
-}
-id -un "$1"
-"""
-_HOME_OF = """
-{ getent passwd "$1" 2>/dev/null || cat /etc/passwd; } | while IFS=: read -r name _ _ _ _ home _
-do
-    if [ "$name" = "$1" ]; then printf '%s\\n' "$home"; break; fi
-done
-"""
 
 
 def with_words(context: Context, step: Step) -> Context:

@@ -115,6 +115,18 @@ class Bench(Protocol):
         """
         ...
 
+    async def change(self, *words: str) -> str:
+        """Have the root changed without any program of the image, as `node.root_changes` lists it.
+
+        Returns:
+            What is said of it: the name of a user, or where one is at home.
+
+        Raises:
+            InvalidArgument: It cannot be done; the message says why.
+            Unavailable: The sandbox or its node is gone.
+        """
+        ...
+
     async def apply_layer(self, image: FetchedImage, digest: str) -> None:
         """Have the root look as a layer of the image says.
 

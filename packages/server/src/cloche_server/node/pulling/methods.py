@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cloche_server import link
-from cloche_server.node import threads
+from cloche_server.node import changing, threads
 from cloche_server.node.machine import Machine
 from cloche_server.node.pulling import messages, pulls, unpacking
 
@@ -28,7 +28,7 @@ def of(machine: Machine) -> dict[str, link.Method]:
         return link.Answer({})
 
     async def prepare(params: msgspec.Raw) -> link.Answer:
-        return link.Answer({}, events=unpacking.prepare(machine, link.decode(params, messages.PrepareBase)))
+        return link.Answer({}, events=changing.prepare(machine, link.decode(params, messages.PrepareBase)))
 
     return {
         "image_read": read,

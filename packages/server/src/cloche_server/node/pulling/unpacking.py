@@ -1,27 +1,17 @@
-"""From a fetched image to a root: layers applied inside sandboxes, and what all templates have."""
+"""From a fetched image to a root: its layers, applied inside sandboxes over the one below all of them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from pathlib import Path
 
-import msgspec
-
-from cloche_server.link import Event
-from cloche_server.node import base_preparation, builds, layer_extraction
-from cloche_server.node.build_messages import BuildExited, BuildLine
-from cloche_server.node.build_programs import Program
+from cloche_server.node import builds, layer_extraction
 from cloche_server.node.machine import Machine
 from cloche_server.node.pulling import pulls
-from cloche_server.node.pulling.messages import ApplyLayer, ImageRoot, PrepareBase, Prepared
-from cloche_wire.errors import InvalidArgument
+from cloche_server.node.pulling.messages import ApplyLayer, ImageRoot
 
 _LAYER = Path(layer_extraction.__file__).read_text()
-_PREPARATION = Path(base_preparation.__file__).read_text()
 _ROOT_NAME = "layer-" + "0" * 32
 _ACCOUNTS = {"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n"}
-_OUTPUT_BYTES = 64 << 20
 
 
 def root(machine: Machine) -> ImageRoot:
@@ -54,35 +44,3 @@ async def apply(machine: Machine, request: ApplyLayer) -> None:
     descriptor = pulls.open_layer(machine, request.pull_id, request.digest)
     asked = (str(request.max_bytes), str(request.max_entries))
     await builds.unpack(machine, live, descriptor, _LAYER, asked, f"layer {request.digest[:19]} of the image")
-
-
-async def prepare(machine: Machine, request: PrepareBase) -> AsyncGenerator[Event]:
-    """Prepare a root inside a build's sandbox, as `base_preparation` does; its lines, and what came of it.
-
-    Raises:
-        ClocheError: See `messages`.
-    """
-    live = builds.find(machine, request.sandbox_id)
-    argv = (*machine.tree.python(), "-c", _PREPARATION, str(request.timeout_s / 2))
-    program = Program(argv, "root", "/", {}, request.timeout_s)
-    last = ""
-    async with aclosing(builds.lines(machine, live, program, _OUTPUT_BYTES)) as events:
-        async for event in events:
-            match event.data:
-                case BuildLine(text=text):
-                    if last:
-                        yield Event("line", BuildLine("stdout", last))
-                    last = text
-                case BuildExited(status=0):
-                    yield Event("prepared", _prepared(last))
-                case BuildExited():
-                    raise InvalidArgument(f"the image cannot be the base of a template: {last[:500]}")
-                case _:
-                    continue
-
-
-def _prepared(text: str) -> Prepared:
-    try:
-        return msgspec.json.decode(text, type=Prepared)
-    except msgspec.DecodeError as error:
-        raise InvalidArgument("the image cannot be the base of a template: it said nothing") from error

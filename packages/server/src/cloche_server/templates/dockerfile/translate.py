@@ -144,8 +144,6 @@ class Translator:
         name = words[2].lower() if len(words) == 3 else str(len(self._stages))
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) or any(name == s.name for s in self._stages):
             raise refuse(one.line, f"not a new name of a stage: {name[:80]!r}")
-        if words[0] == "scratch":
-            raise refuse(one.line, "FROM scratch: a sandbox needs a root", hint="take an image with a shell")
         earlier = next((stage for stage in self._stages if stage.name == words[0].lower()), None)
         stage = _Open(name, stage=earlier.name) if earlier else _Open(name, image=words[0])
         if earlier:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cloche_server.templates.steps import Description, Registry
     from cloche_server.templates.workshop import Workshop
 
+NOTHING = "scratch"
+"""What Dockerfiles call an image without files."""
 _FORMAT = "1"
 """Goes into every key: raise it when the same image would become other layers."""
 _OWN_LAYERS = 40
@@ -87,6 +89,8 @@ class ImageBases:
         Raises:
             ClocheError: As `node.pulling.messages` lists them, or no name of an image.
         """
+        if description.from_image == NOTHING:
+            return await self._of_nothing(description)
         asked = reference.parse(description.from_image)
         reference.check_allowed(asked, self._settings.registries)
         source = ImageSource(asked.kind, asked.name, *_credentials(description.from_image_registry))
@@ -109,6 +113,12 @@ class ImageBases:
         """What everything lies on that brings all its files along."""
         root = await self._workshop.image_root()
         return Base(key_of("empty", _FORMAT, root), (root,), Context())
+
+    async def _of_nothing(self, description: Description) -> Base:
+        root = await self._workshop.image_root()
+        key = key_of("image layers", _FORMAT, root)
+        layers, shell = await self._prepare(_Unpacked((root,), key, {}), description)
+        return Base(key, layers, Context(shell=shell))
 
     @property
     def _max_bytes(self) -> int:
