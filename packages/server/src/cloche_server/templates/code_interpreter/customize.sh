@@ -36,6 +36,12 @@ done
 # Global packages go where `user` may write, not below /usr, where node itself lies.
 printf 'prefix=/usr/local\nupdate-notifier=false\nfund=false\n%s\n' "${npm_trust:-}" >"$modules/npm/npmrc"
 
+# npm calls what it installs into by the name of its folder, and fails where that has none (`Tracker "idealTree" already exists`,
+# also npm 11). A Dockerfile's `RUN npm install` without a WORKDIR before it stands in such a folder: `/`. It is called `/` here.
+arborist="$modules/npm/node_modules/@npmcli/arborist/lib/node.js"
+sed -i "s|^      null\$|      (path === '/' ? '/' : null)|" "$arborist"
+grep -q "path === '/'" "$arborist"
+
 # --- Python packages -------------------------------------------------------------------------------------------------
 rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
 site=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
