@@ -369,7 +369,7 @@ def test_a_damaged_file_makes_no_template(cli: Cli, folder: Path, own_server: Se
     path = f"/templates/{asked['templateID']}"
     link = own_server.request("GET", f"{path}/files/{'a' * 64}").json()
     httpx.put(link["url"], content=b"other bytes", trust_env=False).raise_for_status()
-    body = {"fromImage": "scratch", "steps": [{"type": "LAYER", "args": ["x"], "filesHash": "a" * 64}]}
+    body = {"fromImage": "(layers)", "steps": [{"type": "LAYER", "args": ["x"], "filesHash": "a" * 64}]}
     started = own_server.request("POST", f"/v2{path}/builds/{asked['buildID']}", json=body)
     assert started.status_code == 202, started.text
 

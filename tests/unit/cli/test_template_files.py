@@ -14,7 +14,7 @@ import pytest
 from cloche_server.cli import template_export, template_import
 from cloche_server.cli.template_export import FORMAT, Exported, ExportedLayer
 from cloche_server.templates.manifest import Manifest
-from cloche_server.templates.steps import Step, check, expand
+from cloche_server.templates.steps import LAYERS_ALONE, Step, check, expand
 from cloche_wire.errors import InvalidArgument, NotEnoughSpace
 
 MADE = Manifest(
@@ -58,7 +58,7 @@ def test_a_file_is_plain_tar_and_json(folders: list[Path], tmp_path: Path) -> No
     assert [expand(word, {}) for word in description.steps[2].args] == ["PRICE", "5$", "A", "b"]
     assert (description.start_cmd, description.ready_cmd) == ("serve", "true")
     assert (description.preload, description.isolation) == (["polars"], "gvisor")
-    assert description.from_image == "scratch"
+    assert description.from_image == LAYERS_ALONE
 
 
 def test_what_cannot_be_written_leaves_no_file(folders: list[Path], tmp_path: Path) -> None:
@@ -124,4 +124,4 @@ def test_a_file_that_ends_early_is_refused(folders: list[Path], tmp_path: Path) 
 
 def test_a_layer_step_names_its_archive() -> None:
     with pytest.raises(InvalidArgument, match="filesHash"):
-        check(template_import.Description(from_image="scratch", steps=[Step("LAYER", [], "short")]))
+        check(template_import.Description(from_image=LAYERS_ALONE, steps=[Step("LAYER", [], "short")]))

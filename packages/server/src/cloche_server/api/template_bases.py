@@ -9,7 +9,7 @@ import msgspec
 from cloche_server.api.auth import Caller
 from cloche_server.api.template_registry import TemplateRegistry
 from cloche_server.config import Config
-from cloche_server.templates import manifest, recipe
+from cloche_server.templates import manifest, recipe, steps
 from cloche_server.templates.build import Base
 from cloche_server.templates.images.bases import ImageBases
 from cloche_server.templates.steps import Context, Description
@@ -21,8 +21,6 @@ OUR_IMAGES = {
 }
 """The vendor's images, whatever their tag, and what of ours has what they have."""
 
-EMPTY = "scratch"
-"""No image: what is imported brings all its layers."""
 _INTERPRETER_STARTS = frozenset({"/root/.jupyter/start-up.sh", "sudo /root/.jupyter/start-up.sh"})
 """What starts the code interpreter in the vendor's image, by the vendor's documents. Ours is the agent's."""
 
@@ -62,7 +60,7 @@ class TemplateBases:
     async def of_image(self, description: Description) -> Base:
         """See `Bases.of_image`."""
         name = description.from_image
-        if name == EMPTY:
+        if name == steps.LAYERS_ALONE:
             return await self._images.empty()
         stand_in = self._stand_in(name)
         if stand_in is None:

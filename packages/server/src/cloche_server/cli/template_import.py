@@ -19,7 +19,7 @@ import msgspec
 
 from cloche_server.cli.template_export import FORMAT, MANIFEST, Exported, ExportedLayer
 from cloche_server.node.templates import DEFAULT_WARM
-from cloche_server.templates.steps import Description, Step
+from cloche_server.templates.steps import LAYERS_ALONE, Description, Step
 from cloche_wire.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def description(about: Exported) -> Description:
     steps += [Step("USER", [about.user])] if about.user else []
     steps += [Step("WORKDIR", [about.workdir])] if about.workdir else []
     return Description(
-        from_image="scratch",
+        from_image=LAYERS_ALONE,
         steps=steps,
         start_cmd=about.start_cmd,
         ready_cmd=about.ready_cmd,

@@ -27,6 +27,9 @@ FINAL_STEP = "finalize"
 DEFAULT_READY = "sleep 20"
 """The ready command of a start command that comes without one."""
 
+LAYERS_ALONE = "(layers)"
+"""In the place of an image: nothing, not even what `scratch` gets. What is imported brings all its layers."""
+
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FILES_HASH = re.compile(r"[0-9a-f]{64}\Z")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,62})?\Z")
