@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -112,6 +113,30 @@ async def test_resumed_sandbox_goes_on_from_its_image_which_is_gone_then(
         known, body = told[-1]
         assert (known, body.access_token, body.restored, body.env_vars["X"]) == ("token", "token", True, "1")
         assert set(body.etc_files) == {"hosts", "hostname", "resolv.conf"}
+
+
+async def test_boot_outlasts_a_pause_with_memory_and_not_one_of_files_alone(node: Node) -> None:
+    async with node.machine() as m:
+        await paused(m)
+        await resumed(m)
+        await pause.pause(m, PauseSandbox(A, memory=False))
+        await resumed(m)
+        first, second, third = (spec.boot_id for spec in node.driver.specs)
+        assert str(UUID(first)) == first
+        assert second == first != third
+        await create.create(m, request_for("b"))
+        assert node.driver.specs[-1].boot_id not in {first, third}
+
+
+async def test_image_of_an_earlier_version_has_no_place_for_the_id_of_a_boot(node: Node) -> None:
+    async with node.machine() as m:
+        await create.create(m, request_for("a"))
+        live = m.find(A)
+        live.record = msgspec.structs.replace(live.record, shown_boot_id="")
+        for _ in range(2):
+            await pause.pause(m, PauseSandbox(A))
+            await resumed(m)
+        assert [spec.boot_id for spec in node.driver.specs[1:]] == ["", ""]
 
 
 async def test_each_pause_has_an_image_of_its_own(node: Node) -> None:

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -96,12 +97,37 @@ def test_a_time_out_of_nothing_pauses_at_once() -> None:
         sandbox.kill()
 
 
+def boot_id(sandbox: Sandbox) -> str:
+    text: str = sandbox.files.read("/proc/sys/kernel/random/boot_id")
+    assert str(uuid.UUID(text.strip())) == text.strip()
+    return text
+
+
+def test_a_boot_outlasts_a_pause_with_memory_and_is_no_copys(sandbox: Sandbox) -> None:
+    """Whoever goes on from one image would have the same, and so be seen to stand on one machine."""
+    before = boot_id(sandbox)
+    (fork,) = sandbox.fork(count=1, timeout=60)
+    sandbox.pause()
+    sandbox.connect()
+    other = Sandbox.create(timeout=60)
+    try:
+        assert boot_id(sandbox) == before
+        assert len({before, boot_id(fork), boot_id(other)}) == 3
+        denied = other.commands.run("echo x > /proc/sys/kernel/random/boot_id || true", user="root")
+        assert denied.stderr != ""
+    finally:
+        fork.kill()
+        other.kill()
+
+
 def test_a_pause_that_keeps_files_ends_processes(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 1")
     sandbox.files.write("/home/user/kept", "abc")
     sandbox.commands.run("sleep 1000", background=True)
+    before = boot_id(sandbox)
     sandbox.pause(mode="filesystem")
     sandbox.connect()
+    assert boot_id(sandbox) != before
     assert sandbox.files.read("/home/user/kept") == "abc"
     assert sandbox.commands.list() == []
     assert sandbox.run_code("x").error.name == "NameError"

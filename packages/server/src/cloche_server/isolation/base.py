@@ -167,6 +167,9 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     keeps_layer: bool = False
     """Whether what it writes lies in `overlay.UPPER` of its folder as soon as it is written, as a layer that
     others can be made of. Drivers that do not say `writes_layers` may else keep it where they like."""
+    boot_id: str = ""
+    """What the sandbox shows as the id of its boot; for drivers that say `memory_snapshot`. Empty: what the
+    kernel in it has by itself. Others draw a new one at each start."""
     image: Path | None = None
     """What `Driver.save` has written: the sandbox goes on from there, and `argv` and `env` are as they were
     then; for drivers that say `memory_snapshot`."""

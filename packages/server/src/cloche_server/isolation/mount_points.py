@@ -14,7 +14,7 @@ _FOLDER = Path("/run/cloche")
 ROOT, LAYERS, RUNTIME, EMPTY, SHARED = (
     str(_FOLDER / name) for name in ("root", "layers", "runtime", "empty", "shared")
 )
-NETWORK, NULL = str(_FOLDER / "network"), str(_FOLDER / "null")
+NETWORK, NULL, BOOT_ID = (str(_FOLDER / name) for name in ("network", "null", "boot_id"))
 """Files."""
 
 
@@ -31,7 +31,7 @@ def prepare() -> None:
     """
     for folder in (_FOLDER, *map(Path, (ROOT, LAYERS, RUNTIME, EMPTY, SHARED))):
         _make_own_folder(folder)
-    for path in (NETWORK, NULL):
+    for path in (NETWORK, NULL, BOOT_ID):
         Path(path).touch(mode=0o600)
 
 

@@ -9,13 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
+from uuid import uuid4
 
 import msgspec
 
 from cloche_server.config import EDGE_UID
-from cloche_server.isolation.base import ResourceLimits, SandboxSpec
+from cloche_server.isolation.base import Driver, ResourceLimits, SandboxSpec
 from cloche_server.node import agent_link, threads, volume_requests
 from cloche_server.node.images import FILES
+from cloche_server.node.journal import Record
 from cloche_server.node.machine import AGENT_PORT, INTERPRETER_PORT, Live, Machine
 from cloche_server.node.templates import Template
 from cloche_wire.errors import SnapshotUnusable
@@ -40,6 +42,8 @@ class Origin(NamedTuple):
     """Variables that the sandbox had that the image is of."""
     kept: tuple[str, ...] = ()
     """Names of its uppermost layers, which are there as long as something names them (`kept_files`)."""
+    shows_boot_id: bool = False
+    """Whether the image has a place for the id of a boot."""
     reboots: bool = False
     """Whether the processes of the image end, and only its files are of interest."""
 
@@ -84,6 +88,7 @@ async def from_image(machine: Machine, name: str, isolation: str, *, checked_bef
         image=image,
         known_token=manifest.access_token,
         env=manifest.env,
+        shows_boot_id=manifest.shows_boot_id,
         reboots=not manifest.has_memory,
     )
 
@@ -121,11 +126,25 @@ async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer:
             family=live.family,
             mounts=await volume_requests.open_mounts(machine, request, stack),
             keeps_layer=keeps_layer,
+            boot_id=_boot_id(driver, record, origin),
             image=origin.image,
         )
         init = await driver.start(spec)
-    runtime_tree = origin.runtime_tree.name
-    machine.note(live, msgspec.structs.replace(record, init=init, runtime_tree=runtime_tree))
+    made = {"runtime_tree": origin.runtime_tree.name, "shown_boot_id": spec.boot_id}
+    machine.note(live, msgspec.structs.replace(record, init=init, **made))
+
+
+def _boot_id(driver: Driver, record: Record, origin: Origin) -> str:
+    """A new one, but for a sandbox that goes on with its memory: its kernel is the one that it was.
+
+    Copies of one are other sandboxes, and must not be seen to stand on one machine.
+    """
+    if not driver.capabilities().memory_snapshot:
+        return ""
+    if origin.image is not None and not origin.shows_boot_id:
+        return ""
+    goes_on = origin.image is not None and not origin.reboots
+    return (goes_on and record.shown_boot_id) or str(uuid4())
 
 
 async def warm_up(machine: Machine, live: Live, origin: Origin) -> None:

@@ -71,6 +71,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """Whether its processes go on in what is made of it; otherwise they end, and its files are there."""
     env: dict[str, str] = {}
     """Variables that its creator gave it, beside those of the template."""
+    shows_boot_id: bool = False
+    """Whether what is made of it has to be given an id of its boot to show; earlier versions gave none."""
     files: dict[str, FileSum] = {}
     layers: tuple[KeptLayer, ...] = ()
     """Over those of the template, uppermost first."""

@@ -48,6 +48,8 @@ class Record(msgspec.Struct, frozen=True):
     """Names of those of kept files that it stands on, over its template's, uppermost first."""
     runtime_tree: str = ""
     """Name of the tree that its agent runs on."""
+    shown_boot_id: str = ""
+    """What it shows as the id of its boot, where that has to outlast a pause with memory."""
     is_build: bool = False
     """It is one of the node's own, for steps of a build, which nobody is told of."""
     is_frozen: bool = False

@@ -181,6 +181,7 @@ async def save(
                 request.access_token,
                 with_memory,
                 request.env,
+                shows_boot_id=bool(live.record.shown_boot_id),
             )
             if is_of_layers:
                 layers = await kept_files.complete(machine, live, names, for_now=for_now)

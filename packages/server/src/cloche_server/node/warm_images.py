@@ -16,6 +16,8 @@ from cloche_server.node.templates import Template
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
 PREFIX = "warm-"
+_SHAPE = 2
+"""Of what sandboxes are made of beside their template; one more where older images are of no use any more."""
 
 log = structlog.get_logger()
 
@@ -34,7 +36,8 @@ def name_of(machine: Machine, build_id: str, isolation: str) -> str:
 def name_for(machine: Machine, build_id: str, template: Template, isolation: str) -> str:
     """The same for a build that may not be finished yet, of this template."""
     image_format = machine.drivers.of(isolation).capabilities().image_format
-    runs_on = machine.tree.path.name, image_format, *template.warm, template.start_cmd, template.ready_cmd
+    made_as = machine.tree.path.name, image_format, _SHAPE
+    runs_on = *made_as, *template.warm, template.start_cmd, template.ready_cmd
     return f"{PREFIX}{build_id}-{hashlib.sha256(repr(runs_on).encode()).hexdigest()[:16]}"
 
 

@@ -24,7 +24,7 @@ from cloche_server.isolation.base import (
     first_id,
 )
 from cloche_server.isolation.grouped import GroupedDriver
-from cloche_server.isolation.gvisor import control, launcher, oci_spec, runsc
+from cloche_server.isolation.gvisor import boot_id, control, launcher, oci_spec, runsc
 from cloche_server.isolation.gvisor.launcher import ControlRequest, RunscRequest, encode
 from cloche_server.isolation.gvisor.runsc import Runsc
 from cloche_wire.errors import Internal, NotEnoughSpace
@@ -38,7 +38,7 @@ _OWN_PIDS = 512
 _OWN_CPU_PCT = 6.0
 """Of the sentry's timers: 3.4 to 4.4 measured."""
 _SAVE_FLAGS = ("--compression=none", "--exclude-committed-zero-pages", "--leave-running")
-_BUNDLE, _FILES, _LOG, _PID = "bundle", "files", "runsc.log", "sandbox.pid"
+_BUNDLE, _FILES, _LOG, _PID, _BOOT_ID = "bundle", "files", "runsc.log", "sandbox.pid", "boot_id"
 _RELEASE, _FROZEN = "runsc.release", "frozen"
 
 
@@ -114,6 +114,7 @@ class GvisorDriver(GroupedDriver):
             writable=str(spec.folder) if has_layer else None,
             runtime_tree=str(spec.runtime_tree),
             first_id=first_id(spec.slot),
+            boot_id_file=_write_boot_id(spec),
             pid_file=str(pid_file),
             mount_paths=[shared.path for shared in spec.mounts],
         )
@@ -208,3 +209,11 @@ class GvisorDriver(GroupedDriver):
         command = self._command(folder, verb, *options, sandbox_id)
         request = RunscRequest(command, str(folder / _LOG))
         await self._launcher.ask(encode(request), [])
+
+
+def _write_boot_id(spec: SandboxSpec) -> str:
+    """Make the file that shows it, and return where it is; empty where there is none."""
+    if not spec.boot_id or not boot_id.can_be_shown(spec.layers):
+        return ""
+    boot_id.write(spec.folder / _BOOT_ID, spec.boot_id, first_id(spec.slot))
+    return str(spec.folder / _BOOT_ID)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cloche_server.isolation import mount_points, overlay, shared_mounts, syscalls
-from cloche_server.isolation.gvisor import control, temporary
+from cloche_server.isolation.gvisor import boot_id, control, temporary
 from cloche_server.isolation.launching import server
 
 _ID_RANGE = 65_536
@@ -42,6 +42,8 @@ class RunscRequest:
     sentry keeps what is written; None: there is none."""
     runtime_tree: str = ""
     first_id: int = 0
+    boot_id_file: str = ""
+    """Shown to it at `mount_points.BOOT_ID`; empty: none is."""
     pid_file: str = ""
     """Where it writes the pid of the sandbox's first process."""
     mount_paths: list[str] = field(default_factory=list[str])
@@ -115,6 +117,8 @@ def _make_mounts(request: RunscRequest, descriptors: list[int]) -> None:
     temporary.keep_on_disk(mount_points.ROOT, ids, is_writable=request.writable is not None)
     syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, ids.user_namespace, read_only)
     syscalls.mount(f"/proc/self/fd/{descriptors[0]}", mount_points.NETWORK, None, syscalls.MS_BIND)
+    if request.boot_id_file:
+        boot_id.show(request.boot_id_file, mount_points.ROOT)
     if request.mount_paths:
         _show_shared(dict(zip(request.mount_paths, descriptors[1:], strict=True)), ids)
 

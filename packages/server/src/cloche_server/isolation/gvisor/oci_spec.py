@@ -9,6 +9,7 @@ from typing import Any
 
 from cloche_server.isolation import mount_points, posture
 from cloche_server.isolation.base import ID_RANGE, SandboxSpec, first_id
+from cloche_server.isolation.gvisor import boot_id
 
 _NOSUID_NODEV = ["nosuid", "nodev"]
 _SHARED_MEMORY_MIB = 256
@@ -54,6 +55,7 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
                 for number, shared in enumerate(spec.mounts)
             ),
             _mount("/.cloche", "bind", *_NOSUID_NODEV, "rbind", "ro", source=mount_points.RUNTIME),
+            *_boot_id(spec),
         ],
         "linux": {
             "namespaces": [
@@ -69,6 +71,14 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
             },
         },
     }
+
+
+def _boot_id(spec: SandboxSpec) -> list[dict[str, Any]]:
+    if not spec.boot_id or not boot_id.can_be_shown(spec.layers):
+        return []
+    return [
+        _mount(boot_id.PLACE, "bind", *_NOSUID_NODEV, "noexec", "bind", "ro", source=mount_points.BOOT_ID)
+    ]
 
 
 def _mount(destination: str, kind: str, *options: str, source: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Shows each sandbox an id of its boot that is its own.
+
+gVisor draws one when /proc is mounted, which is before an image is made: all that goes on from it would show
+the same, and so that it stands on one machine. A file is mounted over it, another one for each sandbox. runsc
+looks for the place in the root on this machine, where /proc is an empty folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from cloche_server.isolation import mount_points, syscalls
+
+PLACE = "/proc/sys/kernel/random/boot_id"
+_STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+
+
+def can_be_shown(layers: Sequence[Path]) -> bool:
+    """Whether the root of these layers, uppermost first, has a folder /proc to mount over."""
+    for layer in layers:
+        try:
+            return stat.S_ISDIR((layer / "proc").lstat().st_mode)
+        except FileNotFoundError:
+            continue
+    return False
+
+
+def write(path: Path, boot_id: str, owner: int) -> None:
+    """Make the file. Its time is always the same: who goes on from an image wants files as they were."""
+    path.write_text(f"{boot_id}\n")
+    # SAFETY: the sandbox's root, which sees it on a mount that cannot be written to.
+    os.chown(path, owner, owner)
+    path.chmod(0o444)
+    os.utime(path, (0, 0))
+
+
+def make_place(root: str) -> None:
+    """Have the place in an assembled root, over which the sandbox's own /proc comes.
+
+    Requires: a mount namespace of this process alone, and that no program of the sandbox runs.
+
+    Raises:
+        OSError: There is no /proc, or it is a link.
+    """
+    with ExitStack() as opened:
+        above = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, above)
+        folder = syscalls.openat2(above, b"proc", os.O_PATH | os.O_DIRECTORY, _STAY)
+        opened.callback(os.close, folder)
+        options: dict[str, str | None] = {"size": "4k", "nr_inodes": "8", "mode": "555"}
+        attributes = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID
+        mount = syscalls.mount_file_system("tmpfs", "tmpfs", options, attributes)
+        opened.callback(os.close, mount)
+        parts = PLACE.split("/")[2:]
+        for depth in range(1, len(parts)):
+            os.mkdir("/".join(parts[:depth]), 0o555, dir_fd=mount)
+        os.close(os.open("/".join(parts), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=mount))
+        # SAFETY: onto a descriptor; its folder was reached without a link and without leaving the root.
+        syscalls.attach_mount(mount, folder)
+
+
+def show(file: str, root: str) -> None:
+    """Show a file that `write` has made to runsc, in a mount namespace of this process alone."""
+    make_place(root)
+    mount = syscalls.clone_mount(file)
+    syscalls.add_attributes(mount, syscalls.MOUNT_ATTR_RDONLY)
+    point = os.open(mount_points.BOOT_ID, os.O_PATH | os.O_CLOEXEC)
+    # SAFETY: an empty file of ours (`mount_points.prepare`).
+    syscalls.attach_mount(mount, point)
+    os.close(mount)
+    os.close(point)
