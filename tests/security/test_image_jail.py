@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.support.jailed import jailed
 from tests.support.waiting import until
 
 from cloche_server.config import PULL_UID
@@ -220,18 +221,7 @@ def test_it_ends_with_who_has_started_it() -> None:
     assert process.stdin is not None
     process.stdin.write(text)
     process.stdin.close()
-    until(lambda: len(_processes()) >= 2, within_s=10, what="both processes")
+    until(lambda: len(jailed()) >= 2, within_s=10, what="both processes")
     process.kill()
     process.wait(timeout=10)
-    until(lambda: not _processes(), within_s=10, what="their end")
-
-
-def _processes() -> list[int]:
-    """Those of the jail's user, in the process namespace of this run."""
-    found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            status = (path / "status").read_text()
-            if f"\nUid:\t{PULL_UID}\t" in status and "\nState:\tZ" not in status:
-                found.append(int(path.name))
-    return found
+    until(lambda: not jailed(), within_s=10, what="their end")

@@ -2,19 +2,16 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from tests.support import small_roots
 from tests.support.fixtures import NEEDS_A_SERVER, running
+from tests.support.jailed import jailed
 from tests.support.oci_images import Images
 from tests.support.registry import Registry
 from tests.support.server import Server
 from tests.support.template_requests import build, request
 from tests.support.waiting import until
-
-from cloche_server.config import PULL_UID
 
 pytestmark = [NEEDS_A_SERVER, pytest.mark.needs("skopeo", "musl"), pytest.mark.timeout(180)]
 
@@ -45,21 +42,11 @@ def _fetching(server: Server, registry: Registry) -> None:
     registry.asked.clear()
     request(server, "endless", fromImage=f"{registry.host}/endless:1")
     until(registry.blobs_sent, within_s=20, what="the image being fetched")
-    assert _jailed()
+    assert jailed()
 
 
 def _nothing_left(server: Server) -> bool:
-    return not _jailed() and not list((server.state / "pulls").iterdir())
-
-
-def _jailed() -> list[int]:
-    found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            status = (path / "status").read_text()
-            if f"\nUid:\t{PULL_UID}\t" in status and "\nState:\tZ" not in status:
-                found.append(int(path.name))
-    return found
+    return not jailed() and not list((server.state / "pulls").iterdir())
 
 
 def test_a_newer_build_ends_what_the_older_one_fetches(server: Server, registry: Registry) -> None:

@@ -6,19 +6,17 @@ here, so what is used is added up over the sandbox's processes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from cloche_agent import procfs
 
+if TYPE_CHECKING:
     from cloche_agent.init import Sandbox
 
 _MIB = 1 << 20
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -62,9 +60,9 @@ class Metrics:
 def _cpu_s() -> float:
     """CPU time of every process and of all that they have collected: as PID 1 nobody's is lost."""
     ticks = 0
-    for folder in _processes():
+    for folder in procfs.processes():
         # The name before the last parenthesis may hold anything; utime, stime, cutime, cstime follow.
-        fields = _text(folder / "stat").rpartition(")")[2].split()
+        fields = procfs.text(folder / "stat").rpartition(")")[2].split()
         ticks += sum(map(int, fields[11:15]))
     return ticks / _TICKS_PER_S
 
@@ -72,25 +70,14 @@ def _cpu_s() -> float:
 def _private_bytes() -> int:
     """Memory of every process without the pages of files, which are shared."""
     pages = 0
-    for folder in _processes():
-        fields = _text(folder / "statm").split()
+    for folder in procfs.processes():
+        fields = procfs.text(folder / "statm").split()
         pages += max(0, int(fields[1]) - int(fields[2])) if len(fields) > 2 else 0
-    return pages * _PAGE_BYTES
-
-
-def _processes() -> Iterator[Path]:
-    with os.scandir("/proc") as entries:
-        yield from (Path(entry.path) for entry in entries if entry.name.isdecimal())
+    return pages * procfs.PAGE_BYTES
 
 
 def _machine_memory_bytes() -> int:
-    for line in _text(Path("/proc/meminfo")).splitlines():
+    for line in procfs.text(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _text(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text(errors="replace")
-    return ""

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloche_agent import procfs
 from cloche_agent.http import Response
 from cloche_wire.errors import NotFound
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from cloche_agent.init import Sandbox
     from cloche_agent.process.spawn import Reaper
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_NAME_BYTES = 64
+_NAME_CHARACTERS = 64
 
 
 def handle_relieve(sandbox: Sandbox, reaper: Reaper) -> Response:
@@ -42,22 +42,14 @@ def handle_relieve(sandbox: Sandbox, reaper: Reaper) -> Response:
 
 
 def _others() -> list[int]:
-    names = (path.name for path in Path("/proc").iterdir())
-    return [int(name) for name in names if name.isdecimal() and int(name) != os.getpid()]
+    return [int(folder.name) for folder in procfs.processes() if int(folder.name) != os.getpid()]
 
 
 def _resident_bytes(pid: int) -> int:
     """What it holds; 0 for one that has ended. See: proc(5), statm."""
-    words = _read(pid, "statm").split()
-    return int(words[1]) * _PAGE_BYTES if words else 0
+    words = procfs.text(Path(f"/proc/{pid}/statm")).split()
+    return int(words[1]) * procfs.PAGE_BYTES if words else 0
 
 
 def _name(pid: int) -> str:
-    return _read(pid, "comm")[:_NAME_BYTES].decode(errors="replace").strip()
-
-
-def _read(pid: int, file: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/{file}").read_bytes()
-    except OSError:
-        return b""
+    return procfs.text(Path(f"/proc/{pid}/comm"))[:_NAME_CHARACTERS].strip()

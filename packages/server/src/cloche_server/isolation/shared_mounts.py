@@ -10,8 +10,6 @@ from collections.abc import Generator
 from cloche_server.isolation import overlay, syscalls
 from cloche_server.isolation.launching.server import BadPath
 
-_STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
-
 
 def show(mount: int, root: str, path: str, ids: overlay.Ids) -> None:
     """Put a detached mount at `path` below `root`, its ids shifted to the sandbox's.
@@ -60,7 +58,7 @@ def _enter(folder: int, name: str, path: str) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o755, dir_fd=folder)
-        return syscalls.openat2(folder, name.encode(), os.O_PATH | os.O_DIRECTORY, _STAY)
+        return syscalls.openat2(folder, name.encode(), os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_PLAIN)
     except NotADirectoryError:
         raise BadPath(f"cannot mount a volume at {path}: {name} is a file in the template") from None
     except OSError as error:

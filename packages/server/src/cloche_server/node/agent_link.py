@@ -111,10 +111,7 @@ async def quiesce(address: str, access_token: str, *, timeout_s: float) -> None:
     Raises:
         Internal: No answer, none in time, or a refusal.
     """
-    request = _Request("POST", "/quiesce", [("x-access-token", access_token)])
-    answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
-    if answer.status != 204:
-        raise Internal(f"the agent refused /quiesce: status {answer.status}")
+    await _tell(address, "/quiesce", None, access_token, timeout_s)
 
 
 async def relieve(address: str, access_token: str, *, timeout_s: float) -> None:
@@ -123,10 +120,7 @@ async def relieve(address: str, access_token: str, *, timeout_s: float) -> None:
     Raises:
         Internal: No answer, none in time, or a refusal: there is none, or the agent is older than this path.
     """
-    request = _Request("POST", "/relieve", [("x-access-token", access_token)])
-    answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
-    if answer.status != 204:
-        raise Internal(f"the agent refused /relieve: status {answer.status}")
+    await _tell(address, "/relieve", None, access_token, timeout_s)
 
 
 async def forward(connection: socket.socket, access_token: str, port: int) -> None:
@@ -151,10 +145,14 @@ async def forward(connection: socket.socket, access_token: str, port: int) -> No
 
 
 async def _tell(
-    address: str, target: str, body: AgentInit | AgentPreparation, token: str, timeout_s: float
+    address: str, target: str, body: AgentInit | AgentPreparation | None, token: str, timeout_s: float
 ) -> None:
-    headers = [("content-type", "application/json"), *([("x-access-token", token)] if token else [])]
-    request = _Request("POST", target, headers, msgspec.json.encode(body))
+    headers = [("x-access-token", token)] if token else []
+    text = b""
+    if body is not None:
+        headers.append(("content-type", "application/json"))
+        text = msgspec.json.encode(body)
+    request = _Request("POST", target, headers, text)
     answer = await _ask(address, request, _MAX_ANSWER_BYTES, timeout_s)
     if answer.status != 204:
         raise Internal(f"the agent refused {target}: status {answer.status}")

@@ -1,4 +1,4 @@
-"""Layers of a template that was written to a file elsewhere, applied inside a build's sandbox."""
+"""Layers that were made elsewhere, of a template's file or an image, applied inside a build's sandbox."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cloche_server.node import builds, layer_extraction, strange_files, threads
 from cloche_server.node.build_messages import ApplyUpload
-from cloche_server.node.machine import Machine
+from cloche_server.node.machine import Live, Machine
+from cloche_server.node.pulling.messages import ApplyLayer
 from cloche_wire.errors import InvalidArgument
 
 _PROGRAM = Path(layer_extraction.__file__).read_text()
@@ -29,8 +30,19 @@ async def apply(machine: Machine, request: ApplyUpload) -> None:
     except BaseException:
         os.close(descriptor)
         raise
-    asked = (str(request.max_bytes), str(request.max_entries))
-    await builds.unpack(machine, live, descriptor, _PROGRAM, asked, f"layer {request.sha256[:12]}")
+    await apply_opened(machine, live, descriptor, request, f"layer {request.sha256[:12]}")
+
+
+async def apply_opened(
+    machine: Machine, live: Live, descriptor: int, bounds: ApplyUpload | ApplyLayer, what: str
+) -> None:
+    """Apply a layer that lies in an open file, which is closed.
+
+    Raises:
+        ClocheError: As `builds.unpack`.
+    """
+    asked = (str(bounds.max_bytes), str(bounds.max_entries))
+    await builds.unpack(machine, live, descriptor, _PROGRAM, asked, what)
 
 
 def _sum(descriptor: int) -> str:

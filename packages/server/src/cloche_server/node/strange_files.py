@@ -24,9 +24,10 @@ def open_file(folder: Path, name: str) -> int:
     try:
         above = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # SAFETY: another user may write to the folder: no link is followed, and nothing outside is reached.
-        stay = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
         path = str(PurePosixPath(name)).encode()
-        file = syscalls.openat2(above, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, stay)
+        file = syscalls.openat2(
+            above, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, syscalls.RESOLVE_PLAIN
+        )
         if stat.S_ISREG(os.fstat(file).st_mode):
             return file
         os.close(file)

@@ -16,7 +16,7 @@ from cloche_wire.errors import InvalidArgument
 MAX_PATH_BYTES = 4095
 INSIDE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
 """Links are followed, inside the volume only."""
-PLAIN = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+PLAIN = syscalls.RESOLVE_PLAIN
 """No link is followed."""
 
 

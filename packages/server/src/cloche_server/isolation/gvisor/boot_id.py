@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-from cloche_server.isolation import mount_points, syscalls
+from cloche_server.isolation.gvisor import covers
 
 PLACE = "/proc/sys/kernel/random/boot_id"
-_STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
 
 
 def can_be_shown(layers: Sequence[Path]) -> bool:
@@ -41,35 +39,11 @@ def write(path: Path, boot_id: str, owner: int) -> None:
 def make_place(root: str) -> None:
     """Have the place in an assembled root, over which the sandbox's own /proc comes.
 
-    Requires: a mount namespace of this process alone, and that no program of the sandbox runs.
-
     Raises:
         OSError: There is no /proc, or it is a link.
     """
-    with ExitStack() as opened:
-        above = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        opened.callback(os.close, above)
-        folder = syscalls.openat2(above, b"proc", os.O_PATH | os.O_DIRECTORY, _STAY)
-        opened.callback(os.close, folder)
-        options: dict[str, str | None] = {"size": "4k", "nr_inodes": "8", "mode": "555"}
-        attributes = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID
-        mount = syscalls.mount_file_system("tmpfs", "tmpfs", options, attributes)
-        opened.callback(os.close, mount)
-        parts = PLACE.split("/")[2:]
+    parts = PLACE.split("/")[2:]
+    with covers.opened(root, "proc") as folder, covers.covered(folder, nr_inodes="8", mode="555") as mount:
         for depth in range(1, len(parts)):
             os.mkdir("/".join(parts[:depth]), 0o555, dir_fd=mount)
         os.close(os.open("/".join(parts), os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=mount))
-        # SAFETY: onto a descriptor; its folder was reached without a link and without leaving the root.
-        syscalls.attach_mount(mount, folder)
-
-
-def show(file: str, root: str) -> None:
-    """Show a file that `write` has made to runsc, in a mount namespace of this process alone."""
-    make_place(root)
-    mount = syscalls.clone_mount(file)
-    syscalls.add_attributes(mount, syscalls.MOUNT_ATTR_RDONLY)
-    point = os.open(mount_points.BOOT_ID, os.O_PATH | os.O_CLOEXEC)
-    # SAFETY: an empty file of ours (`mount_points.prepare`).
-    syscalls.attach_mount(mount, point)
-    os.close(mount)
-    os.close(point)

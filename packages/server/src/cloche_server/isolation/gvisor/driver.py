@@ -94,6 +94,12 @@ class GvisorDriver(GroupedDriver):
         bundle, files = spec.folder / _BUNDLE, spec.folder / _FILES
         for folder in (bundle, files):
             folder.mkdir(mode=0o700)
+        if not boot_id.can_be_shown(spec.layers):
+            spec = msgspec.structs.replace(spec, boot_id="")
+        boot_id_file = ""
+        if spec.boot_id:
+            boot_id_file = str(spec.folder / _BOOT_ID)
+            boot_id.write(Path(boot_id_file), spec.boot_id, first_id(spec.slot))
         overlays = f"--overlay2=root:dir={files}"  # without a name, so nothing is left of it at the end
         has_layer = spec.keeps_layer or bool(spec.mounts)
         if has_layer:
@@ -114,7 +120,7 @@ class GvisorDriver(GroupedDriver):
             writable=str(spec.folder) if has_layer else None,
             runtime_tree=str(spec.runtime_tree),
             first_id=first_id(spec.slot),
-            boot_id_file=_write_boot_id(spec),
+            boot_id_file=boot_id_file,
             pid_file=str(pid_file),
             mount_paths=[shared.path for shared in spec.mounts],
         )
@@ -209,11 +215,3 @@ class GvisorDriver(GroupedDriver):
         command = self._command(folder, verb, *options, sandbox_id)
         request = RunscRequest(command, str(folder / _LOG))
         await self._launcher.ask(encode(request), [])
-
-
-def _write_boot_id(spec: SandboxSpec) -> str:
-    """Make the file that shows it, and return where it is; empty where there is none."""
-    if not spec.boot_id or not boot_id.can_be_shown(spec.layers):
-        return ""
-    boot_id.write(spec.folder / _BOOT_ID, spec.boot_id, first_id(spec.slot))
-    return str(spec.folder / _BOOT_ID)

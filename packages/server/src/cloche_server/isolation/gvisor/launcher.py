@@ -118,7 +118,8 @@ def _make_mounts(request: RunscRequest, descriptors: list[int]) -> None:
     syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, ids.user_namespace, read_only)
     syscalls.mount(f"/proc/self/fd/{descriptors[0]}", mount_points.NETWORK, None, syscalls.MS_BIND)
     if request.boot_id_file:
-        boot_id.show(request.boot_id_file, mount_points.ROOT)
+        boot_id.make_place(mount_points.ROOT)
+        _show(request.boot_id_file, mount_points.BOOT_ID, syscalls.MOUNT_ATTR_RDONLY)
     if request.mount_paths:
         _show_shared(dict(zip(request.mount_paths, descriptors[1:], strict=True)), ids)
 

@@ -74,7 +74,7 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
 
 
 def _boot_id(spec: SandboxSpec) -> list[dict[str, Any]]:
-    if not spec.boot_id or not boot_id.can_be_shown(spec.layers):
+    if not spec.boot_id:
         return []
     return [
         _mount(boot_id.PLACE, "bind", *_NOSUID_NODEV, "noexec", "bind", "ro", source=mount_points.BOOT_ID)

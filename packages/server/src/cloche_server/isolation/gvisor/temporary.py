@@ -9,34 +9,29 @@ See: gvisor, runsc/boot/vfs.go, `mountTmp`.
 
 from __future__ import annotations
 
-import contextlib
 import os
+from contextlib import ExitStack
 
-from cloche_server.isolation import overlay, syscalls
+from cloche_server.isolation import overlay
+from cloche_server.isolation.gvisor import covers
 
 ENTRY = ".cloche"
 """`cloche_agent.__main__` removes it."""
-_STAY = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
 
 
 def keep_on_disk(root: str, ids: overlay.Ids, *, is_writable: bool) -> None:
     """Put the entry into /tmp of an assembled root, if that is an empty folder.
-
-    Requires: a mount namespace of this process alone, and that no program of the sandbox runs.
 
     Args:
         root: Where it stands.
         ids: The sandbox's.
         is_writable: Whether it may be made in the root itself; else a file system of its own shows it.
     """
-    with contextlib.ExitStack() as opened:
-        above = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        opened.callback(os.close, above)
+    with ExitStack() as stack:
         try:
-            folder = syscalls.openat2(above, b"tmp", os.O_RDONLY | os.O_DIRECTORY, _STAY)
+            folder = stack.enter_context(covers.opened(root, "tmp"))
         except OSError:
             return  # none, or a link: as runsc has it
-        opened.callback(os.close, folder)
         with os.scandir(folder) as entries:
             if any(entries):
                 return
@@ -45,12 +40,6 @@ def keep_on_disk(root: str, ids: overlay.Ids, *, is_writable: bool) -> None:
                 os.mkdir(ENTRY, 0o700, dir_fd=folder)
             return
         owner = str(ids.first_id)
-        options: dict[str, str | None] = {"size": "4k", "nr_inodes": "2", "mode": "1777"}
-        options |= {"uid": owner, "gid": owner}
-        attributes = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID
-        mount = syscalls.mount_file_system("tmpfs", "tmpfs", options, attributes)
-        opened.callback(os.close, mount)
-        os.mkdir(ENTRY, 0o700, dir_fd=mount)
-        os.chown(ENTRY, ids.first_id, ids.first_id, dir_fd=mount)
-        # SAFETY: onto a descriptor; its folder was reached without a link and without leaving the root.
-        syscalls.attach_mount(mount, folder)
+        with covers.covered(folder, nr_inodes="2", mode="1777", uid=owner, gid=owner) as mount:
+            os.mkdir(ENTRY, 0o700, dir_fd=mount)
+            os.chown(ENTRY, ids.first_id, ids.first_id, dir_fd=mount)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from cloche_server.node import builds, layer_extraction
+from cloche_server.node import builds, imported_layers
 from cloche_server.node.machine import Machine
 from cloche_server.node.pulling import pulls
 from cloche_server.node.pulling.messages import ApplyLayer, ImageRoot
 
-_LAYER = Path(layer_extraction.__file__).read_text()
 _ROOT_NAME = "layer-" + "0" * 32
 _ACCOUNTS = {"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n"}
 
@@ -42,5 +39,5 @@ async def apply(machine: Machine, request: ApplyLayer) -> None:
     """
     live = builds.find(machine, request.sandbox_id)
     descriptor = pulls.open_layer(machine, request.pull_id, request.digest)
-    asked = (str(request.max_bytes), str(request.max_entries))
-    await builds.unpack(machine, live, descriptor, _LAYER, asked, f"layer {request.digest[:19]} of the image")
+    what = f"layer {request.digest[:19]} of the image"
+    await imported_layers.apply_opened(machine, live, descriptor, request, what)
