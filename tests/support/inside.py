@@ -48,15 +48,35 @@ def python(sandbox: Sandbox, program: str, *, user: str = "user") -> Outcome:
 
 
 def host_processes(sandbox: Sandbox) -> list[HostProcess]:
-    """Every process of the sandbox: those in its control group, by their ids on this machine."""
-    found: list[HostProcess] = []
+    """Every process of the sandbox: those in its control group, by their ids on this machine.
+
+    One after the other: where processes start and end just now it is no count (`process_count`).
+    """
+    found: dict[int, HostProcess] = {}
     for group in _groups(sandbox.sandbox_id):
         for line in (group / "cgroup.procs").read_text().split():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 status = Path(f"/proc/{line}/status").read_text()
                 uid = int(_field(status, "Uid").split()[0])
-                found.append(HostProcess(int(line), uid, _field(status, "Name")))
-    return sorted(set(found))
+                found[int(line)] = HostProcess(int(line), uid, _field(status, "Name"))
+    return sorted(found.values())
+
+
+class ProcessCount(NamedTuple):
+    """What the kernel counts of a sandbox's processes and threads, at one moment."""
+
+    current: int
+    limit: int
+    refused: int
+    """How many could not be started since the sandbox began, because of the limit."""
+
+
+def process_count(sandbox: Sandbox) -> ProcessCount:
+    """The kernel's count. See: Documentation/admin-guide/cgroup-v1/pids.rst."""
+    (group,) = (path.parent for path in _files(sandbox.sandbox_id, "pids.current"))
+    events = dict(line.split() for line in (group / "pids.events").read_text().splitlines())
+    current, limit = ((group / f"pids.{name}").read_text() for name in ("current", "max"))
+    return ProcessCount(int(current), int(limit), int(events["max"]))
 
 
 def init_pid(sandbox: Sandbox) -> int:
@@ -94,6 +114,10 @@ def namespaces(pid: int | str) -> dict[str, str]:
 def _groups(sandbox_id: str) -> Iterator[Path]:
     for pattern in ("cloche-*/{}", "*/cloche-*/{}"):
         yield from Path("/sys/fs/cgroup").glob(pattern.format(sandbox_id))
+
+
+def _files(sandbox_id: str, name: str) -> list[Path]:
+    return [group / name for group in _groups(sandbox_id) if (group / name).exists()]
 
 
 def _field(text: str, name: str) -> str:

@@ -16,7 +16,7 @@ from cloche_server.node.templates import Template
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
 PREFIX = "warm-"
-_SHAPE = 2
+_SHAPE = 3
 """Of what sandboxes are made of beside their template; one more where older images are of no use any more."""
 
 log = structlog.get_logger()

@@ -33,8 +33,11 @@ _OWN_MEMORY_MIB = 128
 """Of sentry and gofer beside what the sandbox uses: 70 to 95 measured."""
 _MARGIN_MIB = 384
 """Two programs that fill memory at once were 250 above it before the first of them had ended."""
-_OWN_PIDS = 512
-"""Threads of both, and the processes in which the sandbox's programs run."""
+_OWN_PIDS = 3072
+"""Threads of both, and the processes in which the sandbox's programs run: up to two for each of theirs.
+
+The sandbox's kernel refuses programs of each user beyond the limit; where the machine's refuses it one of its
+own, it ends. A fork bomb of bash with 1024 processes took 1738."""
 _OWN_CPU_PCT = 6.0
 """Of the sentry's timers: 3.4 to 4.4 measured."""
 _SAVE_FLAGS = ("--compression=none", "--exclude-committed-zero-pages", "--leave-running")

@@ -40,6 +40,8 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
                     "soft": posture.SOFT_OPEN_FILES,
                 },
                 {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
+                # Of each user; its kernel enforces it for all, since nobody in it may exceed resources.
+                {"type": "RLIMIT_NPROC", "hard": spec.limits.pids, "soft": spec.limits.pids},
             ],
         },
         "mounts": [
