@@ -25,6 +25,9 @@ _ENV = {
     "LANG": "C.UTF-8",
     # Threads do not go along in a fork, and the locks that they hold would be held for good.
     "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+    # So long its threads spin for work, as binary logarithm of cycles: 0.1 ms. A fork makes them anew, for
+    # all of its processors, and by themselves they spun for 87 ms of one, beside the fork's first cell.
+    "OPENBLAS_THREAD_TIMEOUT": "18",
 }  # fmt: skip
 
 log = structlog.get_logger()
