@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ DENIED = ("10.213.0.10", "172.31.213.10", "192.168.213.10", "100.64.213.10", "16
 PORT = 8080
 ECHO_PORT = 8081
 """Sends back what it gets."""
+_OWN = "203.0.113.99"
+"""Where the tests themselves connect to, to learn that all before them have been told of."""
 NEAR, _FAR = "outside0", "outside1"
 """Interfaces of this machine and of that world to each other."""
 
@@ -51,9 +54,15 @@ class Outside(NamedTuple):
     """A process in its namespace, for servers of its own there."""
 
     def reached(self, *, after: int = 0) -> list[str]:
-        """Addresses of it that somebody connected to, in order, without the first `after` of them."""
+        """Addresses that somebody has connected to until now, in order, without the first `after` of them."""
+        # The kernel makes a connection before the listener knows of it. It takes them one after the other and
+        # tells of each before it answers: when ours is answered, all earlier ones are in the log.
+        with socket.create_connection((_OWN, PORT), timeout=10) as own:
+            while own.recv(4096):
+                pass
         lines = self.log.read_text().splitlines()
-        return [line.split()[1] for line in lines if line.startswith("reached")][after:]
+        found = [line.split()[1] for line in lines if line.startswith("reached")]
+        return [address for address in found if address != _OWN][after:]
 
 
 @contextlib.contextmanager
@@ -95,7 +104,7 @@ def _connect(pid: int) -> None:
     _ip("addr", "add", "203.0.113.1/24", "dev", NEAR)
     _ip("link", "set", NEAR, "up")
     inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
-    for address in (PUBLIC, PUBLIC_TOO, *DENIED):
+    for address in (PUBLIC, PUBLIC_TOO, _OWN, *DENIED):
         subprocess.run([*inside, "addr", "add", f"{address}/24", "dev", _FAR], check=True, timeout=10)
     subprocess.run([*inside, "link", "set", _FAR, "up"], check=True, timeout=10)
     for address in DENIED:
