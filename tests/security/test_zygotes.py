@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,12 @@ def zygotes(server: Server) -> list[int]:
     """Host pids of the processes that are forked, one of each group: the oldest."""
     name = f"cloche-{number_of(server.state)}/zygote-*"
     groups = [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"memory/{name}")]
-    pids = [sorted(map(int, (group / "cgroup.procs").read_text().split())) for group in groups]
-    return [one[0] for one in pids if one]
+    found: list[int] = []
+    for group in groups:
+        with suppress(OSError):  # that of one which has ended: it is being removed
+            pids = sorted(map(int, (group / "cgroup.procs").read_text().split()))
+            found += pids[:1]
+    return found
 
 
 def is_forked(sandbox: Sandbox) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from tests.integration.isolation.conftest import Workshop
-from tests.support.waiting import until
+from tests.support.waiting import until, until_true
 
 from cloche_server.isolation import identity
 from cloche_server.isolation.base import Usage
@@ -84,7 +84,9 @@ async def test_destroy_leaves_nothing_and_may_be_repeated(workshop: Workshop) ->
     sandbox = await workshop.start()
     assert sandbox.run(_DESCENDANT) == "x"
     sandbox_id = sandbox.spec.sandbox_id
-    assert workshop.driver.usage(sandbox_id).pids in workshop.pids(inside=2)
+    # What started it may be in the group still, for the moment between its answer and its end.
+    allowed = workshop.pids(inside=2)
+    until(lambda: workshop.driver.usage(sandbox_id).pids in allowed, within_s=5, what="two processes")
     assert sandbox_id in workshop.driver.leftovers()
     for _ in range(2):
         await workshop.driver.destroy(sandbox_id, sandbox.spec.folder, sandbox.init)
@@ -177,11 +179,21 @@ def _needs_freezing(workshop: Workshop) -> None:
         pytest.skip("its driver cannot freeze")
 
 
-async def _cpu_used_s(workshop: Workshop, sandbox_id: str, within_s: float) -> float:
-    """What a sandbox uses in so long."""
+async def _computes(workshop: Workshop, sandbox_id: str) -> None:
+    """Claim that a sandbox uses the processor, of which a busy machine may give it little."""
     before = workshop.driver.usage(sandbox_id).cpu_s
-    await asyncio.sleep(within_s)
-    return workshop.driver.usage(sandbox_id).cpu_s - before
+
+    async def used_some() -> bool:
+        return workshop.driver.usage(sandbox_id).cpu_s > before + 0.05
+
+    await until_true(used_some, within_s=20, what="use of the processor")
+
+
+async def _rests(workshop: Workshop, sandbox_id: str) -> None:
+    """Claim that it uses none at all."""
+    before = workshop.driver.usage(sandbox_id).cpu_s
+    await asyncio.sleep(0.3)
+    assert workshop.driver.usage(sandbox_id).cpu_s == before
 
 
 async def test_frozen_sandbox_uses_no_cpu_and_goes_on_where_it_was(workshop: Workshop) -> None:
@@ -190,14 +202,14 @@ async def test_frozen_sandbox_uses_no_cpu_and_goes_on_where_it_was(workshop: Wor
     sandbox = await workshop.start()
     assert sandbox.run(_SPINNING) == "x"
     sandbox_id, folder = sandbox.spec.sandbox_id, sandbox.spec.folder
-    assert await _cpu_used_s(workshop, sandbox_id, 0.3) > 0.05
+    await _computes(workshop, sandbox_id)
     for _ in range(2):
         await workshop.driver.freeze(sandbox_id, folder)
     assert workshop.driver.is_alive(sandbox.init)
-    assert await _cpu_used_s(workshop, sandbox_id, 0.3) == 0
+    await _rests(workshop, sandbox_id)
     await workshop.driver.thaw(sandbox_id, folder)
     assert sandbox.run("result = 6 * 7") == 42
-    assert await _cpu_used_s(workshop, sandbox_id, 0.3) > 0.05
+    await _computes(workshop, sandbox_id)
 
 
 async def test_frozen_sandbox_is_destroyed_like_any_other(workshop: Workshop) -> None:

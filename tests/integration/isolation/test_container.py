@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.integration.isolation.conftest import NEEDS_CONTAINERS, Workshop, own_mounts, plain_rootfs
+from tests.support.waiting import until
 
 from cloche_server.isolation import identity, posture
 from cloche_server.isolation.base import ID_RANGE, ResourceLimits, first_id
@@ -81,6 +82,9 @@ async def test_memory_limit_ends_the_eater_and_not_the_sandbox(container: Worksh
 async def test_number_of_processes_is_limited(container: Workshop) -> None:
     """A fork bomb meets EAGAIN at its own limit."""
     sandbox = await container.start(limits=ResourceLimits(1, 256, 20))
+    # What started it is in the group too, for the moment between its answer and its end.
+    usage = container.driver.usage
+    until(lambda: usage(sandbox.spec.sandbox_id).pids == 1, within_s=5, what="the init alone")
     assert sandbox.run(_FORK) == [19, "EAGAIN"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.integration.isolation.conftest import NEEDS_CONTAINERS, Workshop, plain_rootfs
+from tests.support.waiting import until
 
 from cloche_server.isolation import posture
 from cloche_server.isolation.base import Family, FamilySpec, ResourceLimits, first_id
@@ -181,16 +182,14 @@ async def test_a_launcher_that_was_killed_is_started_again(container: Workshop) 
     before = await container.start()
     (launcher,) = launchers()
     os.kill(launcher, 9)
+    # A request that it still takes, as the last of its life, is refused: that one is not claimed.
+    until(lambda: not launchers(), within_s=10, what="the end of the launcher")
     after = await container.start()
     assert (before.run("result = 1"), after.run("result = 2")) == (1, 2)
 
 
 def launchers() -> list[int]:
-    return [
-        int(path.name)
-        for path in Path("/proc").iterdir()
-        if path.name.isdigit() and is_ours(path) and b".launcher" in (path / "cmdline").read_bytes()
-    ]
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if is_launcher_of_ours(path)]
 
 
 def of_process(pid: int, name: str) -> str:
@@ -201,9 +200,10 @@ def network_of(pid: int) -> Path:
     return Path(f"/proc/{pid}/ns/net").readlink()
 
 
-def is_ours(process: Path) -> bool:
+def is_launcher_of_ours(process: Path) -> bool:
     try:
         fields = (process / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        name = (process / "cmdline").read_bytes()
+    except OSError:  # it has ended since it was listed
         return False
-    return fields[0] != "Z" and int(fields[1]) == os.getpid()
+    return fields[0] not in "ZX" and int(fields[1]) == os.getpid() and b".launcher" in name
