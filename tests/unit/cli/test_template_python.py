@@ -67,6 +67,7 @@ def test_one_of_our_builder_says_all_of_a_template(file: Path) -> None:
         assert archive.getnames() == ["page.html"]
 
 
+@pytest.mark.needs("uv")
 def test_one_of_the_official_builder_is_built_too(file: Path) -> None:
     """By the interpreter that has it; it may be called anything, as long as it is the only one."""
     (description, archives), said = read(file, OFFICIAL, str(official.interpreter()))

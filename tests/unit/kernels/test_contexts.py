@@ -199,12 +199,15 @@ async def test_runs_of_one_context_take_turns_and_those_of_two_are_parallel(
 
 
 async def test_a_silent_run_sends_keepalives(
-    interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch
+    interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("cloche_agent.kernels.run.KEEPALIVE_S", 0.02)
-    events = await interpreter.events("import time; time.sleep(0.3)")
-    assert [event for event in events if event["type"] == "keepalive"] == [{"type": "keepalive"}] * len(
-        [event for event in events if event["type"] == "keepalive"]
-    )
-    assert len(events) > 5
-    assert events[-1] == {"type": "end_of_execution"}
+    go, keepalive = tmp_path / "go", b'{"type":"keepalive"}\n'
+    code = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
+    sent = b""
+    async for piece in await interpreter.stream(code):
+        sent += piece
+        if sent.count(keepalive) == 5:
+            go.touch()
+    assert sent.endswith(b'{"type":"end_of_execution"}\n')
+    assert all(line + b"\n" == keepalive for line in sent.splitlines() if b"keepalive" in line)

@@ -33,16 +33,20 @@ async def test_code_whose_client_was_cut_off_runs_on_to_its_end(interpreter: Int
     assert b"cell runs on: its client was cut off" in interpreter.sandbox.activity.since(0)
 
 
-async def test_code_that_was_cut_off_before_its_turn_never_starts(interpreter: Interpreter) -> None:
+async def test_code_that_was_cut_off_before_its_turn_never_starts(
+    interpreter: Interpreter, tmp_path: Path
+) -> None:
     interpreter.was_cut = True
-    await interpreter.abandon(
-        "import time; ran = 0; print('started', flush=True); time.sleep(0.1)", "started"
-    )
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    await interpreter.abandon(f"ran = 0; print('started', flush=True); open({str(fifo)!r}).read()", "started")
     waiting = await interpreter.stream("ran = 1")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await anext(waiting)
     await waiting.aclose()
+    async with await anyio.open_file(fifo, "w"):  # only now may the first one end
+        pass
     assert await interpreter.text("ran") == "0"
 
 
