@@ -95,7 +95,7 @@ def test_a_failed_step_is_the_line_that_described_it(describe, method: str) -> N
 
 def test_builds_in_the_background_are_followed_by_their_status() -> None:
     name = new_name()
-    built = Template.build_in_background(Template().from_base_image().run_cmd("sleep 1; echo late"), name)
+    built = Template.build_in_background(Template().from_base_image().run_cmd("sleep 3; echo late"), name)
     status = Template.get_build_status(built)
     assert status.status.value in ("waiting", "building")
 
