@@ -99,7 +99,7 @@ def test_private_ports_need_the_token_for_every_method_and_for_websockets(server
     sandbox = connect_options(server, Sandbox.connect, made["sandboxID"])
     token = {"E2b-Traffic-Access-Token": made["trafficAccessToken"]}
     start_shouting(sandbox)
-    until(lambda: status(server, sandbox, **token) == 200, within_s=10, what="the service")
+    until(lambda: status(server, sandbox, **token) == 200, within_s=30, what="the service")
     assert status(server, sandbox) == 403
     assert status(server, sandbox, "HEAD") == 403
     assert status(server, sandbox, "HEAD", **token) == 200
@@ -114,7 +114,7 @@ def test_a_websocket_passes_and_ends_with_its_sandbox(server: Server, sandboxes:
     """After the upgrade bytes pass both ways; the end of the sandbox ends them."""
     sandbox = sandboxes()
     start_shouting(sandbox)
-    until(lambda: status(server, sandbox) == 200, within_s=10, what="the service")
+    until(lambda: status(server, sandbox) == 200, within_s=30, what="the service")
     with raw(server) as connection:
         connection.sendall(request(sandbox, 8000, **UPGRADE))
         assert connection.recv(65536).endswith(b"\r\n\r\n")

@@ -32,7 +32,7 @@ def beating(own_server: Server) -> Iterator[Sandbox]:
     sandbox.files.write("/home/user/counter.py", COUNTER)
     sandbox.commands.run("python3 counter.py", background=True, timeout=0)
     sandbox.run_code("remembered = 'before the crash'")
-    until(lambda: sandbox.files.exists("/home/user/beats"), within_s=5, what="the first beat")
+    until(lambda: sandbox.files.exists("/home/user/beats"), within_s=20, what="the first beat")
     yield sandbox
     sandbox.kill()
 

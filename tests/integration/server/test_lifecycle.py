@@ -94,6 +94,12 @@ def test_one_idempotency_key_makes_one_sandbox(server: Server) -> None:
 def test_a_login_shell_of_the_default_template_starts_no_program(sandboxes: MakeSandbox) -> None:
     """Every command runs in one, so each that it starts would cost every command a millisecond."""
     sandbox = sandboxes()
-    shells = run(sandbox, "exec bash -c 'for i in 1 2 3 4; do bash -l -c \"echo \\$\\$\"; done'").out.split()
-    first = int(shells[0])
-    assert [int(pid) for pid in shells] == [first, first + 1, first + 2, first + 3]
+
+    def ids_between() -> int:
+        """Process ids that were given to others while four shells came and went, one after the other."""
+        shells = run(sandbox, "exec bash -c 'for i in 1 2 3 4; do bash -l -c \"echo \\$\\$\"; done'").out
+        first, *_, last = map(int, shells.split())
+        return last - first - 3
+
+    # The least of several: the sandbox's own threads take ids too, but not each time.
+    assert min(ids_between() for _ in range(5)) == 0

@@ -44,6 +44,7 @@ def test_what_is_frozen_stands_still_and_goes_on_when_it_is_asked(
     sandbox = sandboxes(timeout=600)
     sandbox.run_code("x = 41")
     sandbox.commands.run(f"nohup sh -c '{_TICKING}' >/dev/null 2>&1 &")
+    sandbox.commands.run("until [ -s /tmp/ticks ]; do sleep 0.05; done", timeout=30)
     freeze(server, sandbox)
     listed = [one for one in server.request("GET", "/v2/sandboxes").json() if one["frozen"]]
     assert [(one["sandboxID"], one["state"]) for one in listed] == [(sandbox.sandbox_id, "running")]
@@ -120,7 +121,10 @@ def test_one_in_which_nothing_happens_is_frozen_until_the_next_request(
     until(lambda: detail(server, asleep)["frozen"], within_s=30, what="a frozen sandbox")
     assert detail(server, busy)["frozen"] is False
     assert asleep.run_code("x + 1").text == "42"
+    # Asked while a command's stream is open, so that it cannot be idle again by then, however busy we are.
+    waits = asleep.commands.run("sleep 1000", background=True)
     assert detail(server, asleep)["frozen"] is False
+    waits.kill()
     until(lambda: detail(server, asleep)["frozen"], within_s=30, what="a sandbox that is frozen again")
 
 

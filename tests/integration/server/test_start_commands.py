@@ -93,7 +93,8 @@ def test_one_made_on_demand_is_there_when_it_is_ready(tmp_path_factory: pytest.T
         sandbox = connect_options(server, Sandbox.create, "slow", envs={"NAME": "creator"})
         assert page(server, sandbox) == "creator\n"
         sandbox.kill()
-        build(server, "sleeps", BODY | {"startCmd": slow, "readyCmd": "sleep 2"})
+        late = slow.replace("1.5", "60")  # however long the create takes, it is not done by then
+        build(server, "sleeps", BODY | {"startCmd": late, "readyCmd": "sleep 2"})
         sandbox = connect_options(server, Sandbox.create, "sleeps")
         assert sandbox.commands.run("test ! -e /srv/page && echo early").stdout == "early\n"
         sandbox.kill()

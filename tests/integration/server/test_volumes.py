@@ -180,6 +180,7 @@ def test_a_killed_server_leaves_nothing_of_unused_volumes_and_finds_used_ones(
     unused = make(small_server, "unused")
     assert unused.write("/a", b"x").status_code == 201
     with sandbox_with(small_server, {"/data": "data"}) as sandbox:
+        assert unused.read("/a") == b"x"  # it is let go when nobody has asked for it for a while
         assert len(loops(small_server)) == 2
         small_server.kill_supervisor()
         until(lambda: len(loops(small_server)) == 1, within_s=10, what="the end of the unused one's device")
