@@ -1,6 +1,7 @@
 """What is left of one server's sandboxes, told apart from those of other servers by its block."""
 
 import contextlib
+import json
 import re
 from pathlib import Path
 
@@ -13,7 +14,19 @@ _CLAIMS = Path("/run/cloche/blocks")
 
 def number_of(state: Path) -> int:
     """The block of the server that runs on this state folder."""
-    return next(int(path.name) for path in _CLAIMS.iterdir() if f'"{state}"' in path.read_text())
+    for path in _CLAIMS.iterdir():
+        if owner_of(int(path.name)) == str(state):
+            return int(path.name)
+    raise LookupError(f"no server runs on {state}")
+
+
+def owner_of(number: int) -> str | None:
+    """The state folder of the server that has claimed a block; None where nobody has."""
+    try:
+        claim = (_CLAIMS / str(number)).read_text()
+    except FileNotFoundError:
+        return None
+    return json.loads(claim)["state"] if claim else None
 
 
 def remains(number: int) -> list[str]:

@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 from cloche_server.isolation.base import first_id
 from cloche_server.node.slots import SLOTS
-from tests.support.block import number_of
+from tests.support.block import number_of, owner_of
 from tests.support.waiting import until
 
 SANDBOX_UIDS = range(0x1000_0000, 0xFFFF_0000)
 """Users that only sandboxes have: no account and no server process lies in it."""
 SANDBOX_ID = r"i[a-z0-9]{20}"
-_blocks: set[int] = set()
-"""Blocks that servers of this session have had."""
+_blocks: dict[int, Path] = {}
+"""Blocks that servers of this session have had, with their state folders."""
 
 
 class Census(NamedTuple):
@@ -73,12 +73,19 @@ def loops(states: Iterable[Path]) -> Iterator[str]:
 def watch(state: Path) -> int:
     """Count what belongs to the server that runs on this state folder, from now on; return its block."""
     number = number_of(state)
-    _blocks.add(number)
+    _blocks[number] = state
     return number
+
+
+def _own_blocks() -> list[int]:
+    """Those that no server of somebody else's has claimed since: what is in these is not ours to judge."""
+    return [number for number, state in _blocks.items() if owner_of(number) in (None, str(state))]
 
 
 def traces(number: int) -> list[str]:
     """What a server itself has while it runs, and gives back at its end: its table and its parent groups."""
+    if number not in _own_blocks():
+        return []
     groups = Path("/sys/fs/cgroup")
     found = [str(path) for above in ("", "*/") for path in groups.glob(f"{above}cloche-{number}")]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
@@ -104,7 +111,7 @@ def nothing_left(states: Iterable[Path] = (), *, within_s: float = 10.0) -> Iter
 
 
 def _sandbox_processes() -> Iterator[str]:
-    ranges = [range(first_id(number * SLOTS), first_id((number + 1) * SLOTS)) for number in _blocks]
+    ranges = [range(first_id(number * SLOTS), first_id((number + 1) * SLOTS)) for number in _own_blocks()]
     for pid, uid in processes():
         if any(uid in ids for ids in ranges):
             with contextlib.suppress(OSError):
@@ -127,7 +134,7 @@ def processes() -> Iterator[tuple[int, int]]:
 
 
 def _named_folders(root: Path) -> Iterator[str]:
-    numbers = "|".join(map(str, _blocks)) or "none"
+    numbers = "|".join(map(str, _own_blocks())) or "none"
     named = re.compile(rf"/cloche-({numbers})/")
     pending = [root]
     while pending:
@@ -141,9 +148,10 @@ def _named_folders(root: Path) -> Iterator[str]:
 
 
 def _interfaces() -> Iterator[str]:
+    own = tuple(f"cl{number}-" for number in _own_blocks())
     for line in Path("/proc/net/dev").read_text().splitlines()[2:]:
         name = line.split(":")[0].strip()
-        if name.startswith(tuple(f"cl{number}-" for number in _blocks)):
+        if name.startswith(own):
             yield name
 
 
@@ -151,11 +159,11 @@ def _rules() -> Iterator[str]:
     """Lines of our tables that name one sandbox: its interface or its id."""
     with contextlib.suppress(FileNotFoundError):
         done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=False)
-        table = ""
+        table, own = "", [str(number) for number in _own_blocks()]
         for line in done.stdout.splitlines():
             table = line if line.startswith("table ") else table
             owner = table.strip(" {").rpartition("cloche_")[2]
-            if owner in map(str, _blocks) and re.search(rf'"cl\w+-\d+"|chain sandbox_|{SANDBOX_ID}', line):
+            if owner in own and re.search(rf'"cl\w+-\d+"|chain sandbox_|{SANDBOX_ID}', line):
                 yield f"{table.strip(' {')}: {line.strip()}"
 
 

@@ -152,7 +152,7 @@ class Server:
             process.wait(timeout=10)
             raise AssertionError(f"the server did not end within 30 s\n{self.tail()}") from None
         assert code == 0, f"the server ended with {code}\n{self.tail()}"
-        assert not census.traces(self._block)
+        assert census.traces(self._block) == []
 
     def tail(self, lines: int = 40) -> str:
         """The end of its log."""
