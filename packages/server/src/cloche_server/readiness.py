@@ -20,6 +20,20 @@ async def until_readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
+async def until_writable(descriptor: int) -> None:
+    """Return when a write to `descriptor` would not block, or would fail: its other end is closed.
+
+    Requires: nobody else waits for the same descriptor; it stays open meanwhile.
+    """
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(descriptor, _resolve, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(descriptor)
+
+
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():  # it may have been cancelled in the same turn of the loop
         future.set_result(None)

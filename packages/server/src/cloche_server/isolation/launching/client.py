@@ -11,7 +11,7 @@ import sys
 from typing import NamedTuple
 
 from cloche_server.isolation.launching.server import MAX_DESCRIPTORS
-from cloche_server.readiness import until_readable
+from cloche_server.readiness import until_readable, until_writable
 from cloche_wire.errors import Internal, InvalidArgument
 
 _ANSWER_TIMEOUT_S = 45.0
@@ -32,6 +32,7 @@ class Launcher:
         """Start that module, which calls `server.serve`, with these arguments after the descriptor."""
         self._module = module
         self._arguments = arguments
+        self._sending = asyncio.Lock()
         self._control, self._process = self._start()
 
     def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
@@ -56,10 +57,10 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with ours:
-            with theirs:
-                self._send(packet, [theirs.fileno(), *descriptors])
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    with theirs:
+                        await self._send(packet, [theirs.fileno(), *descriptors])
                     text, made = await _receive(ours)
             except TimeoutError as error:
                 raise Internal(f"no answer in {_ANSWER_TIMEOUT_S:.0f} s") from error
@@ -72,14 +73,20 @@ class Launcher:
             raise Internal(answer["error"])
         return Answer(int(answer.get("pid", 0)), made)
 
-    def _send(self, packet: bytes, descriptors: list[int]) -> None:
-        try:
-            socket.send_fds(self._control, [packet], descriptors)
-        except (BrokenPipeError, ConnectionError):
-            # It was killed. What it had taken is answered by a child of its, or by nobody.
-            self.close()
-            self._control, self._process = self._start()
-            socket.send_fds(self._control, [packet], descriptors)
+    async def _send(self, packet: bytes, descriptors: list[int]) -> None:
+        async with self._sending:
+            while True:
+                try:
+                    socket.send_fds(self._control, [packet], descriptors)
+                except BlockingIOError:
+                    # Some 30 requests wait in the socket already, for it has not been given the processor.
+                    await until_writable(self._control.fileno())
+                except (BrokenPipeError, ConnectionError):
+                    # It was killed. What it had taken is answered by a child of its, or by nobody.
+                    self.close()
+                    self._control, self._process = self._start()
+                else:
+                    return
 
     def close(self) -> None:
         """End it. Sandboxes that it has started go on."""
