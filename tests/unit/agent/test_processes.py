@@ -155,7 +155,7 @@ def _drain(stream: Stream) -> None:
 
 
 def test_deadline_kills_and_says_so(agent: Agent) -> None:
-    stream = agent.start("sh", "-c", "sleep 30; true", headers={"Connect-Timeout-Ms": "200"})
+    stream = agent.start("sh", "-c", "sleep 30; true", headers={"Connect-Timeout-Ms": "1000"})
     pid = _pid(stream)
     with pytest.raises(StreamError) as caught:
         list(stream)

@@ -1,6 +1,8 @@
 """The template's own program: started once, by whichever request comes first, and waited for by one."""
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def runs_once(folder: Path) -> str:
 def test_one_that_is_prepared_runs_and_is_ready_before_anybody_has_it(tmp_path: Path) -> None:
     """And the first `/init` does not start it again."""
     start, ready = runs_once(tmp_path), f"test -e {tmp_path}/again || {{ touch {tmp_path}/again; exit 1; }}"
+    ready += f"; test -s {tmp_path}/began"
     with agent_on_ports(tmp_path) as agent:
         agent.token = None
         assert prepare(agent, tmp_path, start, ready).status == 204
@@ -59,9 +62,11 @@ def test_one_that_is_prepared_runs_and_is_ready_before_anybody_has_it(tmp_path: 
 @pytest.mark.parametrize(("start", "status"), [("exit 3", 503), ("exit 0", 204)])
 def test_one_that_fails_before_it_is_ready_is_not_prepared(tmp_path: Path, start: str, status: int) -> None:
     """Twin: one that has done its work and ended is ready."""
+    pid = tmp_path / "pid"
+    has_ended = f"until test -s {pid}; do sleep 0.01; done; while kill -0 $(cat {pid}); do sleep 0.01; done"
     with agent_on_ports(tmp_path) as agent:
         agent.token = None
-        answer = prepare(agent, tmp_path, start, "sleep 0.3")
+        answer = prepare(agent, tmp_path, f"echo $$ > {pid}; {start}", f"{has_ended}; true")
         assert answer.status == status, answer.body
 
 
@@ -70,17 +75,21 @@ def test_a_cold_start_does_not_wait_for_it(tmp_path: Path) -> None:
     with running_agent(tmp_path, initialise=False) as agent:
         init(agent, tmp_path, runs_once(tmp_path), "false")
         init(agent, tmp_path, runs_once(tmp_path), "false")
-        until(lambda: (tmp_path / "began").exists(), within_s=10, what="the start command")
+        until((tmp_path / "began").exists, within_s=10, what="the start command")
+        until((tmp_path / "began").read_text, within_s=10, what="its first words")
         assert len(listed(agent)) == 1
         assert (tmp_path / "began").read_text().count("\n") == 1
 
 
 def test_who_has_a_sandbox_that_was_started_may_wait_for_it(tmp_path: Path) -> None:
     """With its token, which nobody but the node brings to that path."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
     with running_agent(tmp_path, initialise=False) as agent:
-        init(agent, tmp_path, f"sleep 0.3; touch {tmp_path}/up; exec sleep 60", f"test -e {tmp_path}/up")
+        init(agent, tmp_path, f"cat {go}; touch {tmp_path}/up; exec sleep 60", f"test -e {tmp_path}/up")
         assert agent.request("POST", "/ready", X_Access_Token="wrong").status == 401
         assert not (tmp_path / "up").exists()
+        threading.Timer(0.3, go.write_text, ["go"]).start()  # when it is being waited for, most likely
         assert agent.request("POST", "/ready").status == 204
         assert (tmp_path / "up").exists()
 

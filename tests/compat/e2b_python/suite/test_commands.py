@@ -55,9 +55,11 @@ def test_a_background_command_is_listed_killed_and_gone(sandbox: Sandbox) -> Non
 
 
 def test_a_background_command_lives_on_without_its_client(sandbox: Sandbox) -> None:
-    handle = sandbox.commands.run("sleep 1; echo done > /tmp/lived", background=True)
+    command = "until [ -e /tmp/may-end ]; do sleep 0.05; done; echo done > /tmp/lived"
+    handle = sandbox.commands.run(command, background=True)
     handle.disconnect()
     again = sandbox.commands.connect(handle.pid)
+    sandbox.files.write("/tmp/may-end", "")
     assert again.wait().exit_code == 0
     assert sandbox.files.read("/tmp/lived") == "done\n"
 
