@@ -159,7 +159,7 @@ class FakeWorkshop:
         free = tuple(layer for layer in self.layers if layer not in kept)[:most]
         if not dry_run:
             self.layers = [layer for layer in self.layers if layer not in free]
-        return Pruned(free, len(free))
+        return Pruned(dict.fromkeys(free, 1))
 
     async def remove(self, build_id: str) -> None:
         self.removed.append(build_id)

@@ -172,6 +172,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "runsc": _runsc,
     "nft": _command("nft"),
     "skopeo": _command("skopeo"),
+    "qemu-img": _command("qemu-img", "debugfs"),
     "musl": _command("musl-gcc", "busybox", "zstd"),
     "node": _node,
     "uv": _command("uv"),

@@ -40,12 +40,12 @@ async def test_layers_go_by_their_last_use(
     await build(builder, "used", ["RUN", "two"])
     workshop.layers = ["layer1", "layer2", "nobody's"]
     clock.advance(20 * DAY_S)
-    assert (await collector.collect(clock.now())).layers == ("nobody's",)
+    assert (await collector.collect(clock.now())).layers == {"nobody's": 1}
     await build(builder, "used", ["RUN", "two"])
     clock.advance(20 * DAY_S)
     listed = await collector.collect(clock.now(), dry_run=True)
     assert workshop.layers == ["layer1", "layer2"]
-    assert listed == await collector.collect(clock.now()) == (("layer1",), 1)
+    assert listed == await collector.collect(clock.now()) == ({"layer1": 1},)
     assert workshop.layers == ["layer2"]
     ran = len(workshop.ran)
     await build(builder, "old", ["RUN", "one"])
@@ -61,9 +61,9 @@ async def test_what_a_pinned_template_is_built_from_stays(
     assert (await builder.patch("/v2/templates/mine", json={"pinned": True})).status_code == 200
     assert (await builder.get("/templates/mine")).json()["pinned"] is True
     clock.advance(400 * DAY_S)
-    assert (await collector.collect(clock.now())).layers == ()
+    assert (await collector.collect(clock.now())).layers == {}
     await builder.patch("/v2/templates/mine", json={"pinned": False})
-    assert (await collector.collect(clock.now())).layers == ("layer1",)
+    assert (await collector.collect(clock.now())).layers == {"layer1": 1}
     assert_problem(await builder.patch("/v2/templates/base", json={"pinned": True}), 403)
 
 

@@ -12,9 +12,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cloche_server.api.layer_collection import Collector
 from cloche_server.cli import checks, env, main, prepare, quickstart, serve
 from cloche_server.cli.lock import StateLock
 from cloche_server.config import Config
+from cloche_server.templates.workshop import Pruned
 from cloche_wire.errors import (
     Conflict,
     InvalidArgument,
@@ -196,3 +198,26 @@ def test_failed_quick_start_ends_with_the_last_words_of_the_program(monkeypatch:
     monkeypatch.setattr(quickstart, "PROGRAM", "raise SystemExit('no such key')")
     with pytest.raises(Unavailable, match="no such key"):
         quickstart.run({})
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ({}, "0 layers would be removed: 0.0 MiB\n"),
+        (
+            {"layer-1": 3 << 20, "layer-22": 1 << 19},
+            "layer-1   3.0 MiB\nlayer-22  0.5 MiB\n2 layers would be removed: 3.5 MiB\n",
+        ),
+    ],
+)
+def test_prune_lists_what_would_go(
+    state: Path, monkeypatch: pytest.MonkeyPatch, layers: dict[str, int], said: str
+) -> None:
+    async def collect(*_: object, dry_run: bool) -> Pruned:
+        assert dry_run
+        return Pruned(layers)
+
+    monkeypatch.setattr("cloche_server.cli.template.is_root", lambda: True)
+    monkeypatch.setattr(Collector, "collect", collect)
+    result = CliRunner().invoke(main.cli, ["template", "prune", "--dry-run", "--state", str(state)])
+    assert (result.exit_code, result.stdout) == (0, said)

@@ -269,6 +269,7 @@ def prune(state: str | None, *, dry_run: bool) -> None:
     with explain():
         config = configuration.load({"state": state})
         removed = asyncio.run(_prune(config, dry_run=dry_run))
+    _print_table([[name, f"{size / (1 << 20):.1f} MiB"] for name, size in removed.layers.items()])
     verb = "would be" if dry_run else "were"
     note(f"{len(removed.layers)} layers {verb} removed: {removed.size_bytes / (1 << 20):.1f} MiB")
 
@@ -292,6 +293,6 @@ async def _prune(config: Config, *, dry_run: bool) -> Pruned:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         note("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

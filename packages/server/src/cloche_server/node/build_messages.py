@@ -195,4 +195,3 @@ class Pruned(msgspec.Struct, frozen=True):
     """What was removed, or would be."""
 
     layers: list[LayerMade]
-    size_bytes: int

@@ -26,7 +26,7 @@ def prune(machine: Machine, request: PruneLayers) -> Pruned:
         kept = {manifest.build_id for manifest in machine.images.manifests()}
     except SnapshotUnusable as error:
         log.warning("layers.not_pruned", error=str(error))
-        return Pruned([], 0)
+        return Pruned([])
     unknown = ({record.request.build_id for record in records} | kept) - published
     now = machine.clock.now()
 
@@ -37,7 +37,7 @@ def prune(machine: Machine, request: PruneLayers) -> Pruned:
     for layer in free if not request.dry_run else []:
         machine.layers.remove(layer.name)
     log.info("layers.pruned", count=len(free), dry_run=request.dry_run)
-    return Pruned([builds.shown(layer) for layer in free], sum(layer.size_bytes for layer in free))
+    return Pruned([builds.shown(layer) for layer in free])
 
 
 def _named_by(machine: Machine, published: set[str]) -> set[str]:

@@ -126,7 +126,7 @@ class NodeWorkshop:
         """See `workshop.Workshop.prune`."""
         order = PruneLayers(tuple(kept), dry_run=dry_run, most=most)
         pruned = await _call(self._node, "prune_layers", order, LayersPruned, COMMIT_TIMEOUT_S)
-        return Pruned(tuple(layer.layer_id for layer in pruned.layers), pruned.size_bytes)
+        return Pruned({layer.layer_id: layer.size_bytes for layer in pruned.layers})
 
     async def remove(self, build_id: str) -> None:
         """See `workshop.Workshop.remove`."""

@@ -194,8 +194,13 @@ class Finished(msgspec.Struct, frozen=True):
 class Pruned(NamedTuple):
     """What was removed, or would be."""
 
-    layers: tuple[str, ...]
-    size_bytes: int
+    layers: dict[str, int]
+    """Bytes of each, by its name."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of them."""
+        return sum(self.layers.values())
 
 
 class Workshop(Protocol):
