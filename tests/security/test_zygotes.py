@@ -62,8 +62,7 @@ def zygotes(server: Server) -> list[int]:
 
 def is_forked(sandbox: Sandbox) -> bool:
     """Whether its Python is a fork, not started."""
-    command = sandbox.run_code("print(open('/proc/self/cmdline').read().split(chr(0))[1])")
-    return command.logs.stdout == ["/.cloche/zygote\n"]
+    return sandbox.run_code("open('/proc/self/cmdline').read().split(chr(0))[1]").text == "/.cloche/zygote"
 
 
 _COLUMNS = """

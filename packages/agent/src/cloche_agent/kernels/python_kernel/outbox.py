@@ -5,8 +5,9 @@ Only that thread writes to the socket. A signal handler of user code may raise a
 thread, and an exception in the middle of a write would leave half a frame on the wire.
 
 Text is gathered for 20 ms, until there is 64 KiB of it, or until the cell ends: a loop of small prints
-becomes few frames, and `print(1)`, which writes twice, becomes one. When the agent does not read, the queue
-fills and whoever prints waits: that is the back-pressure, and the memory bound.
+becomes few frames. A line without its end waits for that ten times as long: `print(1)` writes twice, and on a
+busy machine whoever prints may be kept from the processor between the two. When the agent does not read, the
+queue fills and whoever prints waits: that is the back-pressure, and the memory bound.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import socket
 
 GATHER_S = 0.02
+LINE_S = 0.2
+"""How long a line is held back that has no end yet; as long as Jupyter gathers all text."""
 FRAME_CHARACTERS = 64 * 1024
 QUEUE_CHARACTERS = 1 << 20
 
@@ -174,17 +177,22 @@ class Outbox:
         poll = select.poll()
         for descriptor in (self._wake_read, *self._sources):
             poll.register(descriptor, select.POLLIN)
-        deadline: Optional[float] = None
+        due: Optional[float] = None
+        latest = 0.0  # for a line that has no end until then
         while True:
-            timeout_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
+            timeout_ms = None if due is None else max(0.0, (due - time.monotonic()) * 1000)
             self._absorb(poll, poll.poll(timeout_ms))
+            now = time.monotonic()
             if not self._queue:
-                deadline = None
-            elif self._is_urgent or (deadline is not None and time.monotonic() >= deadline):
-                deadline = None
-                self._send(self._take())
-            elif deadline is None:
-                deadline = time.monotonic() + GATHER_S
+                due = None
+            elif due is None and not self._is_urgent:
+                due, latest = now + GATHER_S, now + LINE_S
+            elif self._is_urgent or due is None or now >= due:
+                taken = self._take(with_unfinished=self._is_urgent or now >= latest)
+                due = now + GATHER_S if self._queue else None
+                if taken:
+                    latest = now + LINE_S
+                    self._send(taken)
 
     def _absorb(self, poll: select.poll, ready: list[tuple[int, int]]) -> None:
         for descriptor, _ in ready:
@@ -197,10 +205,19 @@ class Outbox:
                 else:
                     poll.unregister(descriptor)
 
-    def _take(self) -> list[Union[bytes, tuple[str, list[str]]]]:
+    def _take(self, *, with_unfinished: bool) -> list[Union[bytes, tuple[str, list[str]]]]:
+        """All that is queued; without the last line, where it has no end and is to be left."""
         with self._lock:
             queue, self._queue = self._queue, []
             self._queued = 0
+            if queue and not with_unfinished and not self._is_urgent and isinstance(queue[-1], tuple):
+                stream, parts = queue.pop()
+                whole, end, rest = "".join(parts).rpartition("\n")
+                if end:
+                    queue.append((stream, [whole + end]))
+                if rest:
+                    self._queue.append((stream, [rest]))
+                    self._queued = len(rest)
             self._is_urgent = False
             self._room.notify_all()
             return queue
