@@ -69,4 +69,5 @@ def flip(path: Path) -> None:
 def images(node: NodeProcess) -> set[str]:
     """What is kept of sandboxes, without what is made for a template or is on its way out."""
     folder: Path = node.state / "images"
-    return {path.name for path in folder.iterdir() if not path.name.startswith(("warm-", "snapshot-"))}
+    others = ("agent-", "snapshot-", "warm-")
+    return {path.name for path in folder.iterdir() if not path.name.startswith(others)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 from tests.support.waiting import until
 
 from cloche_agent import sudo, sudo_client
+from cloche_agent.process.spawn import Reaper
 
 NEEDS_ROOT = pytest.mark.needs("root")
 DEADLINE_S = 20
@@ -344,6 +346,37 @@ def test_a_template_without_sudo_or_with_a_link_stays_as_it_is(places: sudo.Plac
     assert not sudo.install(places)
     assert places.program.is_symlink()
     assert not places.folder.exists()
+
+
+@pytest.mark.anyio
+async def test_a_program_that_comes_with_another_root_is_served_then(
+    places: sudo.Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore may show the agent another root than the one that it was started over."""
+    served: list[sudo.Places] = []
+
+    class Service:
+        def __init__(self, reaper: object, places: sudo.Places) -> None:
+            self._places = places
+
+        async def run(self) -> None:
+            served.append(self._places)
+
+    monkeypatch.setattr(sudo, "SudoService", Service)
+    monkeypatch.setattr(sudo, "is_needed", lambda: True)
+    monkeypatch.setattr(sudo, "own_places", lambda: places)
+    hidden = places.program.rename(places.program.with_name("hidden"))
+    service = sudo.Sudo(Reaper())
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(service.serve())
+        await asyncio.sleep(0)
+        await service.look()
+        await asyncio.sleep(0)
+        assert served == []
+        hidden.rename(places.program)
+        await service.look()
+    assert served == [places]
+    assert (places.folder / "sudo").read_text() == "the real one"
 
 
 @NEEDS_ROOT

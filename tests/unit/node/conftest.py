@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -108,10 +108,14 @@ class RememberingDriver:
         self.prepared = 0
         self.reclaimed: list[str] = []
         self.save_failures: list[BaseException] = []
+        self.other_roots = True
         self._servers: dict[str, asyncio.Server] = {}
 
     def capabilities(self) -> Capabilities:
         return self.able
+
+    def goes_on_over(self, layers: Sequence[Path]) -> bool:
+        return self.other_roots
 
     async def freeze(self, sandbox_id: str, folder: Path) -> None:
         self.frozen.add(sandbox_id)

@@ -42,7 +42,7 @@ from cloche_agent.kernels.zygote import Zygote
 from cloche_agent.lasting import Answers, continuing
 from cloche_agent.pausable_loop import PausableLoop
 from cloche_agent.process.spawn import Reaper
-from cloche_agent.sudo import serve_where_needed
+from cloche_agent.sudo import Sudo
 from cloche_wire.errors import NotFound
 
 if TYPE_CHECKING:
@@ -187,12 +187,14 @@ async def _serve(options: _Options) -> None:
     kernels = InterpreterService(sandbox, reaper, options.kernels_path)
     # An ordinary process, in tests, has no sandbox around it: there "inside" is the whole machine.
     health, nothing = (_health, _nothing) if os.getpid() == 1 else (None, None)
+    sudo = Sudo(reaper)
+    sandbox.on_restore.append(sudo.look)
     answers = Answers() if options.is_saved else None
     if answers is not None:
         sandbox.on_restore.append(answers.restored)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_keep_up(kernels))
-        tasks.create_task(serve_where_needed(reaper))
+        tasks.create_task(sudo.serve())
 
         def serve(listener: socket.socket, handler: Handler, inside: Handler | None) -> None:
             handler = open_to_browsers(handler)

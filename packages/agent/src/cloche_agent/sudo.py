@@ -74,20 +74,50 @@ class Places(NamedTuple):
     socket: Path = Path(sudo_client.SOCKET)
 
 
-async def serve_where_needed(reaper: Reaper) -> None:
-    """Serve until cancelled, where this is PID 1 and no process gains rights by a file; else return.
+class Sudo:
+    """The service, where it is needed.
 
     What fails is logged: it is a sandbox without `sudo`.
     """
+
+    def __init__(self, reaper: Reaper) -> None:
+        """Look for nothing yet."""
+        self._reaper = reaper
+        self._places: Places | None = None
+        self._is_installed = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Serve from when there is such a program, until cancelled; return where it is not needed."""
+        if not is_needed():
+            return
+        try:
+            self._places = own_places()
+            await self.look()
+            await self._is_installed.wait()
+            await SudoService(self._reaper, self._places).run()
+        except Exception:
+            log.exception("there is no sudo")
+
+    async def look(self) -> None:
+        """Install it where there was no such program before: after a restore the root may be another one."""
+        if self._places is None or self._is_installed.is_set():
+            return
+        try:
+            if install(self._places):
+                self._is_installed.set()
+        except Exception:
+            log.exception("there is no sudo")
+
+
+def is_needed() -> bool:
+    """Whether this is PID 1, and no process gains rights by a file."""
     # SAFETY: asks for a flag of this process; changes nothing.
-    if os.getpid() != 1 or ctypes.CDLL(None).prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
-        return
-    try:
-        places = Places(_own_python(), sys.argv[0])
-        if install(places):
-            await SudoService(reaper, places).run()
-    except Exception:
-        log.exception("there is no sudo")
+    return os.getpid() == 1 and ctypes.CDLL(None).prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1
+
+
+def own_places() -> Places:
+    """Those of this process's own sandbox."""
+    return Places(_own_python(), sys.argv[0])
 
 
 def _own_python() -> list[str]:

@@ -6,6 +6,7 @@ or time-outs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -172,7 +173,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     kernel in it has by itself. Others draw a new one at each start."""
     image: Path | None = None
     """What `Driver.save` has written: the sandbox goes on from there, and `argv` and `env` are as they were
-    then; for drivers that say `memory_snapshot`."""
+    then; for drivers that say `memory_snapshot`. It was saved with the same `keeps_layer`; `layers` are those
+    of then, or what `Driver.goes_on_over` says."""
 
 
 class Usage(NamedTuple):
@@ -196,6 +198,14 @@ class Driver(Protocol):
 
     def capabilities(self) -> Capabilities:
         """What this driver can do. Never blocks."""
+        ...
+
+    def goes_on_over(self, layers: Sequence[Path]) -> bool:
+        """Whether a sandbox over these layers may go on from an image that was saved over others.
+
+        That one has a root of mount points, keeps its layer, and has no file of that root open. Blocks for a
+        moment.
+        """
         ...
 
     def prepare(self, program: Program | None = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cloche_server.isolation import identity
@@ -36,6 +36,10 @@ class FakeDriver:
     def capabilities(self) -> Capabilities:
         """See `Driver.capabilities`."""
         return Capabilities(name="fake", shares_host_kernel=True)
+
+    def goes_on_over(self, layers: Sequence[Path]) -> bool:
+        """See `Driver.goes_on_over`; this one says no `memory_snapshot`."""
+        return False
 
     def prepare(self, program: Program | None = None) -> None:
         """See `Driver.prepare`; nothing is needed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from cloche_server.isolation import cgroups, identity, mount_points
@@ -49,6 +50,10 @@ class GroupedDriver:
             identity.kill(one)
         self._groups.thaw(sandbox_id)
         return known
+
+    def goes_on_over(self, layers: Sequence[Path]) -> bool:
+        """See `Driver.goes_on_over`; over none, unless a driver knows better."""
+        return False
 
     def is_alive(self, init: ProcessIdentity) -> bool:
         """See `Driver.is_alive`."""

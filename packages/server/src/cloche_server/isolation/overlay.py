@@ -10,6 +10,7 @@ See: overlayfs documentation, "Layers" and "Volatile mount"; mount_setattr(2), "
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,18 @@ class Ids(NamedTuple):
     """Descriptor; maps 0 to 65,535."""
     first_id: int
     """Host id of its 0."""
+
+
+def entry(layers: Sequence[Path], name: str) -> os.stat_result | None:
+    """What a root of these layers, uppermost first, has of that name in its topmost folder; None: nothing."""
+    for layer in layers:
+        try:
+            status = (layer / name).lstat()
+        except FileNotFoundError:
+            continue
+        is_hidden = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+        return None if is_hidden else status
+    return None
 
 
 def make_writable(folder: Path) -> Path:

@@ -73,6 +73,17 @@ async def prepare(address: str, body: AgentPreparation, *, timeout_s: float) -> 
     await _tell(address, "/prepare", body, "", timeout_s)
 
 
+async def until_up(address: str, *, timeout_s: float) -> None:
+    """Wait until an agent answers.
+
+    Raises:
+        Internal: It does not in time, or with something else than HTTP and 204.
+    """
+    answer = await _ask(address, _Request("GET", "/health", []), _MAX_ANSWER_BYTES, timeout_s)
+    if answer.status != 204:
+        raise Internal(f"the agent is not well: status {answer.status}")
+
+
 async def until_ready(address: str, access_token: str, *, timeout_s: float) -> None:
     """Wait until the start command of a sandbox is ready; at once where it has none, or was ready before.
 

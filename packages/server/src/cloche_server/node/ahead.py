@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 
 from cloche_server.link import Event
-from cloche_server.node import assemble, create, kill, warm_images, warming, zygotes
+from cloche_server.node import agent_images, assemble, create, kill, warm_images, warming, zygotes
 from cloche_server.node.demand import Need
 from cloche_server.node.families import SPARE, Kind
 from cloche_server.node.machine import Live, Machine
@@ -90,6 +90,8 @@ async def run(machine: Machine) -> None:
         wanted = demand.wanted(machine.clock.boot_s())
         await _end_surplus(machine, wanted)
         await zygotes.close_unused(machine, {Kind.of(need) for need in wanted})
+        for isolation in sorted(demand.builds):
+            await _make_agent_image(machine, isolation, pauses)
         for need in wanted:
             await _open_family(machine, need, pauses)
             await _make_image(machine, need, pauses)
@@ -166,6 +168,17 @@ async def _open_family(machine: Machine, need: Need, pauses: _Pauses) -> None:
     if not _has_memory(need, machine.config.ahead.memory_reserve_pct):
         return
     pauses.note(kind, is_over=await zygotes.open_family(machine, kind))
+
+
+async def _make_agent_image(machine: Machine, isolation: str, pauses: _Pauses) -> None:
+    """Make what steps of builds go on from, once for all of them; those of now are started beside it."""
+    what = agent_images.PREFIX, isolation
+    if machine.draining or what in pauses or len(machine.live) >= machine.config.limits.max_sandboxes:
+        return
+    if agent_images.is_missing(machine, isolation):
+        making = pauses.follow(what, agent_images.make(machine, isolation), alone=True)
+        # A task of its own, since whoever ends the sandbox cancels its maker.
+        await asyncio.wait({machine.tasks.create_task(making)})
 
 
 async def _make_image(machine: Machine, need: Need, pauses: _Pauses) -> None:

@@ -24,6 +24,7 @@ from cloche_wire.errors import SnapshotUnusable
 
 START_COMMAND_TIMEOUT_S = 65.0
 """A little more than the agent waits for it to be ready."""
+BUILD_HOSTNAME = "build"
 AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -113,7 +114,7 @@ async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer:
         spec = SandboxSpec(
             sandbox_id=request.sandbox_id,
             slot=machine.block.machine_slot(record.slot),
-            hostname=request.sandbox_id,
+            hostname=_hostname(record),
             layers=origin.layers,
             folder=folder,
             runtime_tree=origin.runtime_tree,
@@ -122,7 +123,7 @@ async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer:
             listeners=tuple(listeners),
             argv=machine.tree.argv(*reached_by),
             env={"PATH": AGENT_PATH, "LANG": "C.UTF-8"},
-            etc_files=_etc_files(machine, request.sandbox_id),
+            etc_files=_etc_files(machine, _hostname(record)),
             family=live.family,
             mounts=await volume_requests.open_mounts(machine, request, stack),
             keeps_layer=keeps_layer,
@@ -145,6 +146,16 @@ def _boot_id(driver: Driver, record: Record, origin: Origin) -> str:
         return ""
     goes_on = origin.image is not None and not origin.reboots
     return (goes_on and record.shown_boot_id) or str(uuid4())
+
+
+async def until_up(machine: Machine, live: Live) -> None:
+    """Wait until an agent answers that is nobody's yet, and stays so.
+
+    Raises:
+        Internal: It does not, in time.
+    """
+    address, timeout_s = machine.agent_address(live.record), machine.config.limits.start_timeout_s
+    await agent_link.until_up(address, timeout_s=timeout_s)
 
 
 async def warm_up(machine: Machine, live: Live, origin: Origin) -> None:
@@ -246,8 +257,13 @@ def _names(machine: Machine, live: Live, origin: Origin) -> tuple[str, dict[str,
     """
     if origin.image is None and machine.driver(live.record).capabilities().listeners:
         return "", {}
-    sandbox_id = live.record.request.sandbox_id
-    return sandbox_id, _etc_files(machine, sandbox_id)
+    hostname = _hostname(live.record)
+    return hostname, _etc_files(machine, hostname)
+
+
+def _hostname(record: Record) -> str:
+    """Its id; sandboxes of builds have one name for all, since a kernel that goes on has the name it had."""
+    return BUILD_HOSTNAME if record.is_build else record.request.sandbox_id
 
 
 def _listen(folder: Path) -> list[socket.socket]:
@@ -267,9 +283,9 @@ def _listen(folder: Path) -> list[socket.socket]:
     return listeners
 
 
-def _etc_files(machine: Machine, sandbox_id: str) -> dict[str, str]:
+def _etc_files(machine: Machine, hostname: str) -> dict[str, str]:
     return {
-        "hosts": f"127.0.0.1 localhost\n127.0.1.1 {sandbox_id}\n::1 localhost ip6-localhost ip6-loopback\n",
+        "hosts": f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost ip6-loopback\n",
         "resolv.conf": f"nameserver {machine.block.gateway}\noptions timeout:3 attempts:2\n",
-        "hostname": f"{sandbox_id}\n",
+        "hostname": f"{hostname}\n",
     }

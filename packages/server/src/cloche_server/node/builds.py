@@ -22,6 +22,7 @@ from cloche_server.ids import new_sandbox_id
 from cloche_server.isolation import overlay
 from cloche_server.link import Event
 from cloche_server.node import (
+    agent_images,
     agent_link,
     assemble,
     build_extraction,
@@ -51,6 +52,7 @@ from cloche_server.node.messages import CreateSandbox
 from cloche_server.node.templates import Template
 from cloche_wire.errors import (
     ClocheError,
+    Internal,
     InvalidArgument,
     NotEnoughSpace,
     SandboxNotFound,
@@ -116,14 +118,34 @@ async def start(machine: Machine, asked: CreateSandbox, origin: Origin, *, keeps
     asked = msgspec.structs.replace(asked, isolation=isolation)
     machine.drivers.ready(isolation)
     create.check(machine, asked)
+    if keeps_layer:
+        going_on = await agent_images.over(machine, origin, isolation)
+        try:
+            return await _start(machine, asked, going_on, keeps_layer=True)
+        except Internal as error:
+            if going_on.image is None:
+                raise
+            agent_images.refuse(machine, isolation, error)
+    return await _start(machine, asked, origin, keeps_layer=keeps_layer)
+
+
+async def _start(machine: Machine, asked: CreateSandbox, origin: Origin, *, keeps_layer: bool) -> Live:
     live = create.first_live(machine, asked)
     live.record = msgspec.structs.replace(live.record, is_build=True)
+    began_s = machine.clock.boot_s()
     async with create.making(machine, live):
         await assemble.assemble(machine, live, origin, keeps_layer=keeps_layer)
         await assemble.introduce(machine, live, origin)
         machine.move(live, "opened")
     kill.watch(machine, live)
-    log.info("build.opened", sandbox_id=asked.sandbox_id, build_id=asked.build_id, slot=live.record.slot)
+    log.info(
+        "build.opened",
+        sandbox_id=asked.sandbox_id,
+        build_id=asked.build_id,
+        slot=live.record.slot,
+        goes_on=origin.image is not None,
+        ms=round(1000 * (machine.clock.boot_s() - began_s)),
+    )
     return live
 
 

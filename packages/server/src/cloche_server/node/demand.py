@@ -47,6 +47,8 @@ class Demand:
         self._settings = settings
         self._asked: dict[Need, deque[float]] = {}
         """Times of the last requests by the boot clock, oldest first; the need asked for last comes last."""
+        self.builds: set[str] = set()
+        """Isolations of builds that found no image of an agent."""
         self.changed = asyncio.Event()
         """Set when there may be something to do."""
 
@@ -55,6 +57,11 @@ class Demand:
         times = self._asked.pop(need, deque(maxlen=max(1, self._settings.most)))
         times.append(boot_s)
         self._asked[need] = times
+        self.changed.set()
+
+    def note_build(self, isolation: str) -> None:
+        """A build of that isolation has to boot its sandboxes, for want of an image of an agent."""
+        self.builds.add(isolation)
         self.changed.set()
 
     def wanted(self, boot_s: float) -> dict[Need, int]:

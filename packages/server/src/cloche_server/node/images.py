@@ -62,7 +62,7 @@ class Manifest(msgspec.Struct, frozen=True):
     format: str
     """`Capabilities.image_format` of the driver that wrote it, or `FILES`."""
     build_id: str
-    """The template's build that it stands on."""
+    """The template's build that it stands on; empty for one of an agent alone (`agent_images`)."""
     runtime_tree: str
     """Name of the tree that its agent runs on."""
     access_token: str = ""

@@ -89,6 +89,8 @@ class Machine:
     """Sandboxes of which there is nothing but an image and this record."""
     turns: Turns = field(default_factory=lambda: Turns())
     draining: bool = False
+    agent_failures: int = 0
+    """Images of an agent alone from which a sandbox did not come up (`agent_images`)."""
     routes: Broadcast = field(default_factory=Broadcast)
     policies: Broadcast = field(default_factory=Broadcast)
     ends: Broadcast = field(default_factory=Broadcast)

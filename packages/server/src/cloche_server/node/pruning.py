@@ -23,7 +23,7 @@ def prune(machine: Machine, request: PruneLayers) -> Pruned:
     needed = {*request.kept, *_named_by(machine, published)}
     records = [*(live.record for live in machine.live.values()), *machine.paused.values()]
     try:
-        kept = {manifest.build_id for manifest in machine.images.manifests()}
+        kept = {manifest.build_id for manifest in machine.images.manifests() if manifest.build_id}
     except SnapshotUnusable as error:
         log.warning("layers.not_pruned", error=str(error))
         return Pruned([])

@@ -191,7 +191,11 @@ async def _failure(
 async def _try(
     machine: Machine, request: PublishBuild, described: _Described, said: asyncio.Queue[Event | None]
 ) -> None:
-    """Start a sandbox as it will be started, run its start command until it is ready, and end it."""
+    """Start a sandbox as it will be started, run its start command until it is ready, and end it.
+
+    Without a command of the template there is nothing to see how it was started: that its layers make a root
+    over which an agent serves shows as well in one that goes on from an image, which boots no kernel.
+    """
     sandbox_id = new_sandbox_id()
     asked = CreateSandbox(
         sandbox_id=sandbox_id,
@@ -207,7 +211,8 @@ async def _try(
         # Its lines are wanted: it is run from here, and not by the agent.
         plain = msgspec.structs.replace(described, start_cmd="", ready_cmd="")
         origin = Origin(plain, machine.layers.folders(described.layers), machine.tree.path)
-        live = await builds.start(machine, asked, origin, keeps_layer=False)
+        has_command = bool(described.start_cmd or described.ready_cmd)
+        live = await builds.start(machine, asked, origin, keeps_layer=not has_command)
         await _until_ready(machine, live, described, request.ready_timeout_s, said)
     finally:
         await kill.end_in_turn(machine, sandbox_id, "killed")

@@ -10,7 +10,17 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from cloche_server.node import freezing, kept_files, kill, pause, resume, snapshots, threads, warm_images
+from cloche_server.node import (
+    agent_images,
+    freezing,
+    kept_files,
+    kill,
+    pause,
+    resume,
+    snapshots,
+    threads,
+    warm_images,
+)
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import Live, Machine
 from cloche_wire.errors import Internal, Unavailable, UnsupportedOption
@@ -139,7 +149,7 @@ def _remove_old_images(machine: Machine) -> int:
     old = [
         name
         for name in machine.images.names() - kept
-        if not name.startswith((warm_images.PREFIX, snapshots.PREFIX))
+        if not name.startswith((warm_images.PREFIX, snapshots.PREFIX, agent_images.PREFIX))
         or warm_images.is_of_none(machine, name)
     ]
     for name in old:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloche_server.isolation import overlay
 from cloche_server.isolation.gvisor import covers
 
 PLACE = "/proc/sys/kernel/random/boot_id"
@@ -19,12 +20,8 @@ PLACE = "/proc/sys/kernel/random/boot_id"
 
 def can_be_shown(layers: Sequence[Path]) -> bool:
     """Whether the root of these layers, uppermost first, has a folder /proc to mount over."""
-    for layer in layers:
-        try:
-            return stat.S_ISDIR((layer / "proc").lstat().st_mode)
-        except FileNotFoundError:
-            continue
-    return False
+    found = overlay.entry(layers, "proc")
+    return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def write(path: Path, boot_id: str, owner: int) -> None:

@@ -8,6 +8,7 @@ file without a name. So an image of the sentry is the whole sandbox, files and a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ from cloche_server.isolation.base import (
     first_id,
 )
 from cloche_server.isolation.grouped import GroupedDriver
-from cloche_server.isolation.gvisor import boot_id, control, launcher, oci_spec, runsc
+from cloche_server.isolation.gvisor import boot_id, control, launcher, oci_spec, other_roots, runsc
 from cloche_server.isolation.gvisor.launcher import ControlRequest, RunscRequest, encode
 from cloche_server.isolation.gvisor.runsc import Runsc
 from cloche_wire.errors import Internal, NotEnoughSpace
@@ -72,6 +73,10 @@ class GvisorDriver(GroupedDriver):
             listeners=False,
             image_format=f"runsc {version}",
         )
+
+    def goes_on_over(self, layers: Sequence[Path]) -> bool:
+        """See `Driver.goes_on_over`."""
+        return other_roots.can_be_taken(layers)
 
     def prepare(self, program: Program | None = None) -> None:
         """Find runsc, make mount points and the parent group, start the launcher. See `Driver.prepare`."""
@@ -121,6 +126,8 @@ class GvisorDriver(GroupedDriver):
             cgroup_files=groups,
             layers=list(map(str, spec.layers)),
             writable=str(spec.folder) if has_layer else None,
+            # What goes on has no start, so nobody would take the entry away: it would be in the layer.
+            marks_tmp=spec.image is None or not spec.keeps_layer,
             runtime_tree=str(spec.runtime_tree),
             first_id=first_id(spec.slot),
             boot_id_file=boot_id_file,

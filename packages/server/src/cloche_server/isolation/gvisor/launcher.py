@@ -40,6 +40,8 @@ class RunscRequest:
     writable: str | None = None
     """Holds the layer that the sandbox writes to, or that has the folders of `mount_paths` alone, where the
     sentry keeps what is written; None: there is none."""
+    marks_tmp: bool = False
+    """Whether runsc is to find an entry in /tmp, which the agent takes away at its start; see `temporary`."""
     runtime_tree: str = ""
     first_id: int = 0
     boot_id_file: str = ""
@@ -114,7 +116,8 @@ def _make_mounts(request: RunscRequest, descriptors: list[int]) -> None:
         syscalls.mount_idmapped(request.layers[0], mount_points.ROOT, ids.user_namespace, read_only)
     else:
         overlay.mount(request.layers, request.writable, mount_points.ROOT, ids, syscalls.MS_NODEV)
-    temporary.keep_on_disk(mount_points.ROOT, ids, is_writable=request.writable is not None)
+    if request.marks_tmp:
+        temporary.keep_on_disk(mount_points.ROOT, ids, is_writable=request.writable is not None)
     syscalls.mount_idmapped(request.runtime_tree, mount_points.RUNTIME, ids.user_namespace, read_only)
     syscalls.mount(f"/proc/self/fd/{descriptors[0]}", mount_points.NETWORK, None, syscalls.MS_BIND)
     if request.boot_id_file:
