@@ -12,7 +12,7 @@ from tests.fakes.placement import FakePlacement
 
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.reconcile import reconcile
-from cloche_server.node.messages import SandboxReady, TakeSnapshot
+from cloche_server.node.messages import SandboxReady, TakeSnapshot, VolumeMount
 from cloche_server.store.schema import snapshots
 from cloche_wire.errors import Conflict, DeadlineExceeded, NotEnoughSpace, Unavailable
 
@@ -76,6 +76,27 @@ async def test_a_sandbox_made_of_it_has_its_size_its_own_token_and_says_what_it_
     found = (await client.get("/v2/sandboxes", params={"template": snapshot})).json()
     assert len(found) == 3
     assert {one["snapshotID"] for one in found} == {snapshot.partition(":")[0]}
+
+
+async def test_sandboxes_of_it_have_its_volumes_unless_others_are_named(
+    client: httpx.AsyncClient, placement: FakePlacement
+) -> None:
+    ids = {
+        name: (await client.post("/volumes", json={"name": name})).json()["volumeID"]
+        for name in ("data", "b")
+    }
+    mounts = [{"name": "data", "path": "/d"}]
+    snapshot = await take(client, await create(client, volumeMounts=mounts))
+    for asked, expected in ((None, mounts), ([], []), ([{"name": "b", "path": "/d"}],) * 2):
+        body = {} if asked is None else {"volumeMounts": asked}
+        made = await create(client, templateID=snapshot, **body)
+        shown = (await client.get(f"/sandboxes/{made}")).json()
+        assert shown.get("volumeMounts", []) == expected
+        order = placement.created[-1]
+        assert order.volume_mounts == tuple(VolumeMount(ids[one["name"]], one["path"]) for one in expected)
+    assert (await client.delete(f"/volumes/{ids['data']}")).status_code == 204
+    refused = await client.post("/v2/sandboxes", json={"templateID": snapshot})
+    assert_problem(refused, 404, "data")
 
 
 async def test_what_was_made_ahead_is_not_taken_for_it(

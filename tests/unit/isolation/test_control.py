@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cloche_server.isolation.gvisor import control
+from cloche_server.isolation.launching.server import FilesInUse
 
 DONE = b'{"success":true,"err":"","result":{}}'
 
@@ -62,8 +63,10 @@ def says(*parts: bytes) -> Callable[[socket.socket, Asked], None]:
     return answer
 
 
-def act(verb: control.Verb, folder: Path, *, timeout_s: float = 20) -> None:
-    control.act(verb, str(folder / "socket"), folder / "frozen", str(folder), timeout_s=timeout_s)
+def act(verb: control.Verb, folder: Path, *, timeout_s: float = 20, shared: Sequence[str] = ()) -> None:
+    control.act(
+        verb, str(folder / "socket"), folder / "frozen", str(folder), shared=shared, timeout_s=timeout_s
+    )
 
 
 def test_sandbox_is_frozen_saved_and_thawed(tmp_path: Path) -> None:
@@ -84,6 +87,38 @@ def test_sandbox_is_frozen_saved_and_thawed(tmp_path: Path) -> None:
     assert heard[1].call["arg"]["Resume"] is True, "the save would end the sandbox"
     names = "checkpoint.img", "pages_meta.img", "pages.img"
     assert [(tmp_path / name).read_text() for name in names] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("dump", [None, [], {}, "x", [1]])
+def test_kernel_that_does_not_say_what_is_in_use_is_not_saved_beside_volumes(
+    tmp_path: Path, dump: object
+) -> None:
+    answer = json.dumps({"success": True, "err": "", "result": dump}).encode()
+    with kernel(tmp_path / "socket", says(answer)) as heard:
+        act("freeze", tmp_path)
+        with pytest.raises(ValueError, match="does not say"):
+            act("save", tmp_path, shared=["/data"])
+    assert [asked.call["method"] for asked in heard][1:] == ["containerManager.ProcfsDump"]
+    assert not (tmp_path / "pages.img").exists()
+
+
+def test_kernel_whose_programs_use_a_volume_is_not_saved_and_one_whose_do_not_is(tmp_path: Path) -> None:
+    """An answer of many descriptors is larger than any other."""
+    process = {"cwd": "/data/folder", "env": ["x" * 1000] * 300, "status": {"comm": "sh", "pid": 7}}
+
+    def answers(connection: socket.socket, asked: Asked) -> None:
+        is_look = asked.call["method"] == "containerManager.ProcfsDump"
+        result = [process] if is_look else {}
+        connection.sendall(json.dumps({"success": True, "err": "", "result": result}).encode())
+
+    with kernel(tmp_path / "socket", answers) as heard:
+        act("freeze", tmp_path)
+        with pytest.raises(FilesInUse, match=r"/data/folder by sh \(pid 7\)"):
+            act("save", tmp_path, shared=["/data"])
+        assert not (tmp_path / "pages.img").exists()
+        act("save", tmp_path, shared=["/other"])
+    asked = [one.call["method"].partition(".")[2] for one in heard]
+    assert asked == ["Pause", "ProcfsDump", "ProcfsDump", "Checkpoint"]
 
 
 def test_what_a_kernel_gets_it_can_only_write_to(tmp_path: Path) -> None:

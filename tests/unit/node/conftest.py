@@ -109,6 +109,7 @@ class RememberingDriver:
         self.reclaimed: list[str] = []
         self.save_failures: list[BaseException] = []
         self.other_roots = True
+        self.kept_entries: tuple[str, ...] = ()
         self._servers: dict[str, asyncio.Server] = {}
 
     def capabilities(self) -> Capabilities:
@@ -128,11 +129,12 @@ class RememberingDriver:
     def reclaim(self, sandbox_id: str) -> None:
         self.reclaimed.append(sandbox_id)
 
-    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> tuple[str, ...]:
         assert sandbox_id in self.frozen
         (image / "pages.img").write_text(f"memory of {sandbox_id}")
         if self.save_failures:
             raise self.save_failures.pop(0)
+        return self.kept_entries
 
     def prepare(self, program: Program | None = None) -> None:
         if self.lacks:

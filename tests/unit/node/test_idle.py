@@ -125,9 +125,9 @@ async def test_request_that_comes_in_the_pause_has_it_come_back(node: Node, monk
     gate = asyncio.Event()
     real = node.driver.save
 
-    async def slow(*args: Any) -> None:
+    async def slow(*args: Any) -> tuple[str, ...]:
         await gate.wait()
-        await real(*args)
+        return await real(*args)
 
     async with node.machine() as m:
         sampler = await resting(m, node, idle_action="pause")

@@ -10,12 +10,14 @@ from tests.unit.node.conftest import Node, request_for
 
 from cloche_server.ids import new_volume_id
 from cloche_server.isolation.base import Capabilities
-from cloche_server.node import create, kill, pause, reconcile, snapshots, volume_requests, volumes
+from cloche_server.node import create, kill, pause, reconcile, resume, snapshots, volume_requests, volumes
+from cloche_server.node.machine import Machine
 from cloche_server.node.messages import (
     CreateVolume,
     OpenVolume,
     PauseSandbox,
     RemoveVolume,
+    ResumeSandbox,
     TakeSnapshot,
     VolumeMount,
 )
@@ -23,8 +25,11 @@ from cloche_wire.errors import (
     AlreadyExists,
     ClocheError,
     Conflict,
+    Internal,
+    InUse,
     InvalidArgument,
     NotEnoughSpace,
+    SnapshotUnusable,
     Unauthenticated,
     Unavailable,
     UnsupportedOption,
@@ -210,8 +215,8 @@ async def test_a_driver_without_volumes_says_so(node: Node) -> None:
     assert node.remains() == {}
 
 
-async def test_a_sandbox_with_volumes_is_neither_paused_nor_copied_nor_made_of_a_copy(node: Node) -> None:
-    """Its kernel knows files of a volume by name, which others may remove while it is on disk."""
+async def test_a_driver_that_cannot_save_beside_volumes_refuses_before_anything_is_done(node: Node) -> None:
+    """Its kernel may know files of a volume by name, which others may remove while it is on disk."""
     node.driver.able = Capabilities(
         name="remembering", shares_host_kernel=False, memory_snapshot=True, disk_snapshot=True, volumes=True
     )
@@ -219,17 +224,164 @@ async def test_a_sandbox_with_volumes_is_neither_paused_nor_copied_nor_made_of_a
         made = CreateVolume(new_volume_id(), "team", "token")
         await m.volumes.create(made)
         mounts = (VolumeMount(made.volume_id, "/data"),)
-        with pytest.raises(UnsupportedOption, match="has volumes cannot be paused"):
+        with pytest.raises(UnsupportedOption, match="cannot pause or copy a sandbox with volumes"):
             await create.create(m, request_for("a", volume_mounts=mounts, on_timeout="pause"))
-        with pytest.raises(UnsupportedOption, match="made of a snapshot"):
-            await create.create(m, request_for("a", volume_mounts=mounts, snapshot_id="s"))
         assert node.driver.specs == []
         state = await create.create(m, request_for("a", volume_mounts=mounts))
         for act in (
             pause.pause(m, PauseSandbox(state.sandbox_id)),
             snapshots.take(m, TakeSnapshot(state.sandbox_id, "s")),
         ):
-            with pytest.raises(UnsupportedOption, match="has volumes cannot be paused or copied"):
+            with pytest.raises(UnsupportedOption, match="cannot pause or copy a sandbox with volumes"):
                 await act
         assert [record.state for record in m.journal.read_all()] == ["running"]
         await kill.end(m, state.sandbox_id, "killed")
+
+
+# --- what is on disk of a sandbox with volumes, where the driver can save beside them
+
+
+@pytest.fixture
+def saving(node: Node) -> Node:
+    node.driver.able = Capabilities(
+        name="remembering",
+        shares_host_kernel=False,
+        memory_snapshot=True,
+        disk_snapshot=True,
+        volumes=True,
+        saves_beside_volumes=True,
+        image_format="r 1",
+    )
+    (node.state / "runtime" / "tree").mkdir(parents=True, exist_ok=True)
+    return node
+
+
+async def running_with(m: Machine, *paths: str) -> list[VolumeMount]:
+    """A sandbox that runs with a volume at each path."""
+    mounts: list[VolumeMount] = []
+    for path in paths:
+        made = CreateVolume(new_volume_id(), "team", TOKEN)
+        await m.volumes.create(made)
+        mounts.append(VolumeMount(made.volume_id, path))
+    await create.create(m, request_for("a", volume_mounts=tuple(mounts)))
+    return mounts
+
+
+def folder_of(node: Node, mount: VolumeMount) -> Path:
+    return node.state / "volumes" / mount.volume_id / "files"
+
+
+async def test_a_paused_sandbox_holds_its_volumes_and_has_them_again(saving: Node) -> None:
+    """Also for a node that was started meanwhile; once it is killed they can be removed."""
+    async with saving.machine() as m:
+        (mount,) = await running_with(m, "/data")
+        await pause.pause(m, PauseSandbox(A))
+        with pytest.raises(Conflict, match=A):
+            volume_requests.remove(m, RemoveVolume(mount.volume_id))
+    async with saving.machine() as m:
+        await reconcile.reconcile(m)
+        with pytest.raises(Conflict, match=A):
+            volume_requests.remove(m, RemoveVolume(mount.volume_id))
+        await resume.resume(m, ResumeSandbox(A, 60))
+        assert [[one.path for one in spec.mounts] for spec in saving.driver.specs] == [["/data"], ["/data"]]
+        await pause.pause(m, PauseSandbox(A))
+        await kill.end_or_forget(m, A, "killed")
+        volume_requests.remove(m, RemoveVolume(mount.volume_id))
+
+
+async def test_a_sandbox_whose_files_are_in_use_runs_on(saving: Node) -> None:
+    async with saving.machine() as m:
+        await running_with(m, "/data")
+        saving.driver.save_failures += [InUse("in use"), InUse("in use")]
+        for act in (pause.pause(m, PauseSandbox(A)), snapshots.take(m, TakeSnapshot(A, "s"))):
+            with pytest.raises(InUse):
+                await act
+            assert (m.find(A).record.state, saving.driver.frozen) == ("running", set())
+        assert saving.remains().get("images", set()) == set()
+
+
+@pytest.mark.parametrize("changed", ["removed", "file", "folder", "link"])
+async def test_what_is_gone_of_a_volume_is_named_and_once_it_is_back_the_sandbox_goes_on(
+    saving: Node, changed: str
+) -> None:
+    """Folders end with a slash; what was let go of long ago is not asked for while the start succeeds."""
+    saving.driver.kept_entries = "/data/kept", "/data/in/folder/", "/data/in/file", "/b/other"
+    async with saving.machine() as m:
+        mount, other = await running_with(m, "/data", "/b")
+        files = folder_of(saving, mount)
+        (files / "in" / "folder").mkdir(parents=True)
+        for file in (files / "kept", files / "in" / "file", folder_of(saving, other) / "other"):
+            file.touch()
+        await pause.pause(m, PauseSandbox(A))
+        (files / "in" / "folder").rmdir()
+        (files / "in" / "file").unlink()
+        if changed == "file":
+            (files / "in").rmdir()
+            (files / "in").touch()
+        elif changed == "folder":
+            (files / "in" / "folder").touch()
+            (files / "in" / "file").mkdir()
+        elif changed == "link":
+            (files / "in" / "folder").symlink_to("/")
+            (files / "in" / "file").mkdir()
+        before = saving.remains()
+        saving.driver.failures.append(Internal("no such file or directory"))
+        with pytest.raises(SnapshotUnusable, match=r"kind: /data/in/file, /data/in/folder/ ") as refused:
+            await resume.resume(m, ResumeSandbox(A, 60))
+        assert "put it back" in (refused.value.hint or "")
+        assert A in m.paused
+        assert saving.remains() == before
+        await resume.resume(m, ResumeSandbox(A, 60))
+        assert m.find(A).record.state == "running"
+
+
+async def test_what_fails_with_all_of_a_volume_there_is_told_as_it_is(saving: Node) -> None:
+    saving.driver.kept_entries = ("/data/file",)
+    async with saving.machine() as m:
+        (mount,) = await running_with(m, "/data")
+        (folder_of(saving, mount) / "file").touch()
+        await pause.pause(m, PauseSandbox(A))
+        saving.driver.failures.append(Internal("another reason"))
+        with pytest.raises(Internal, match="another reason"):
+            await resume.resume(m, ResumeSandbox(A, 60))
+        assert A in m.paused
+
+
+async def test_a_volume_that_is_gone_is_named_and_the_sandbox_stays_paused(saving: Node) -> None:
+    """It cannot be removed by a request; an operator may have done so."""
+    async with saving.machine() as m:
+        (mount,) = await running_with(m, "/data")
+        await pause.pause(m, PauseSandbox(A))
+        folder = saving.state / "volumes" / mount.volume_id
+        folder.rename(folder.with_name("away"))
+        with pytest.raises(VolumeNotFound, match=mount.volume_id):
+            await resume.resume(m, ResumeSandbox(A, 60))
+        assert A in m.paused
+        folder.with_name("away").rename(folder)
+        await resume.resume(m, ResumeSandbox(A, 60))
+
+
+async def test_copies_have_volumes_at_the_paths_of_their_source(saving: Node) -> None:
+    """Others than its own are as good; others paths are not, since its kernel mounts nothing anew."""
+    async with saving.machine() as m:
+        mounts = await running_with(m, "/a", "/b")
+        await snapshots.take(m, TakeSnapshot(A, "s"))
+        turned = (VolumeMount(mounts[0].volume_id, "/b"), VolumeMount(mounts[1].volume_id, "/a"))
+        bad = ((), turned[:1], (*turned, VolumeMount(mounts[0].volume_id, "/c")))
+        for wrong in bad:
+            with pytest.raises(InvalidArgument, match="at other paths: /a, /b"):
+                await create.create(m, request_for("b", snapshot_id="s", volume_mounts=wrong))
+        for letter, good in (("b", tuple(mounts)), ("c", turned)):
+            await create.create(m, request_for(letter, snapshot_id="s", volume_mounts=good))
+        assert [[one.path for one in spec.mounts] for spec in saving.driver.specs] == [
+            ["/a", "/b"], ["/a", "/b"], ["/b", "/a"],
+        ]  # fmt: skip
+
+
+async def test_a_snapshot_of_a_sandbox_without_volumes_gets_none(saving: Node) -> None:
+    async with saving.machine() as m:
+        (mount,) = await running_with(m, "/data")
+        await create.create(m, request_for("b"))
+        await snapshots.take(m, TakeSnapshot(request_for("b").sandbox_id, "s"))
+        with pytest.raises(InvalidArgument, match="it has none"):
+            await create.create(m, request_for("c", snapshot_id="s", volume_mounts=(mount,)))

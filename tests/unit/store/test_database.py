@@ -92,6 +92,7 @@ def test_builds_of_before_have_the_isolation_of_their_template(store: Store) -> 
             ("builds", "isolation"),
             ("templates", "is_pinned"),
             ("cached_steps", "template_id"),
+            ("snapshots", "volume_mounts"),
         ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         for statement in (

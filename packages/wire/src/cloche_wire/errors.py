@@ -2,7 +2,8 @@
 
     ClocheError
     ├── InvalidArgument       400  invalid_argument
-    │   └── UnsupportedOption 400  invalid_argument
+    │   ├── UnsupportedOption 400  invalid_argument
+    │   └── InUse             400  invalid_argument
     ├── Unauthenticated       401  unauthenticated
     ├── PermissionDenied      403  permission_denied
     ├── NotFound              404  not_found
@@ -67,6 +68,13 @@ class InvalidArgument(ClocheError):
 
 class UnsupportedOption(InvalidArgument):
     """A known option that the isolation in use cannot honour; the hint names one that can."""
+
+
+class InUse(InvalidArgument):
+    """Programs of a sandbox use what has to be free for this act; the message names both. They go on.
+
+    Not a conflict: the official clients take that, as the answer to a pause, for "it is paused already".
+    """
 
 
 class Unauthenticated(ClocheError):

@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
+import msgspec
+
 from cloche_server import isolation_choice
+from cloche_server.api import shapes
 from cloche_server.api.auth import Caller
 from cloche_server.api.control import ControlPlane
 from cloche_server.api.template_registry import split_reference
@@ -27,6 +30,8 @@ class Origin(NamedTuple):
     snapshot_id: SnapshotId | None = None
     parent_id: str | None = None
     """What the snapshot was taken of."""
+    volume_mounts: tuple[shapes.VolumeMount, ...] = ()
+    """Those of the sandbox that the snapshot was taken of."""
     has_memory: bool = False
     """Whether the snapshot holds processes, which only the isolation that ran them can have go on."""
 
@@ -100,5 +105,6 @@ def _of_snapshot(snapshot: SnapshotRecord) -> Origin:
         snapshot.isolation,
         snapshot.id,
         snapshot.sandbox_id,
+        msgspec.convert(snapshot.volume_mounts, tuple[shapes.VolumeMount, ...]),
         snapshot.has_memory,
     )

@@ -69,6 +69,8 @@ class SandboxEndpoints:
         options = check_options(body, self._control.config, default_timeout_s=default_timeout_s)
         origin = await resolve_origin(self._control, call.caller, body.template_id)
         isolation = settle_isolation(self._control.config, origin, body.isolation or "")
+        if body.volume_mounts is None:
+            body = msgspec.structs.replace(body, volume_mounts=list(origin.volume_mounts))
         mounts = await resolve_mounts(self._control, call.caller.team_id, body.volume_mounts or [])
         claim = _idempotency_claim(call)
         ready = None if mounts else self._take_ready(call, origin, isolation)

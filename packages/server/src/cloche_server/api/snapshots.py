@@ -142,6 +142,7 @@ def new_snapshot(
         has_memory,
         control.clock.now(),
         is_temporary,
+        volume_mounts=record.volume_mounts,
     )
 
 

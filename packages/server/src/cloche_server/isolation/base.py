@@ -46,6 +46,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Whether an interpreter can be made ready for many sandboxes at once (`Driver.open_family`)."""
     volumes: bool = False
     """Whether mounts of others can be shown in a sandbox (`SandboxSpec.mounts`)."""
+    saves_beside_volumes: bool = False
+    """Whether `Driver.save` can be asked of a sandbox that has such: it refuses while one is in use."""
     listeners: bool = True
     """Whether its first process gets `SandboxSpec.listeners`; otherwise it is reached over its network."""
     image_format: str = ""
@@ -260,12 +262,17 @@ class Driver(Protocol):
         """Give back the cache of a sandbox's files, which costs it nothing but time. Never fails; blocks."""
         ...
 
-    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> tuple[str, ...]:
         """Write processes, memory and files of a frozen sandbox into files of the folder `image`, not synced.
+
+        What lies in shared mounts is not written. Returns the files and folders in them, these with a slash
+        at the end, that may have to be there still when something goes on from the image.
 
         Leaves: the sandbox frozen, as it was; on an error perhaps a part in `image`.
 
         Raises:
+            InUse: Its programs use something in a shared mount, but for its root; the message names both.
+            UnsupportedOption: It has shared mounts, and what runs it cannot be asked for that.
             NotEnoughSpace: The disk is full.
             Internal: It cannot; the message says why.
         """

@@ -84,7 +84,7 @@ class FakeDriver:
     def reclaim(self, sandbox_id: str) -> None:
         """See `Driver.reclaim`; there is nothing to give back."""
 
-    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> tuple[str, ...]:
         """See `Driver.save`; this one says no `memory_snapshot`."""
         raise Internal("no images here")
 

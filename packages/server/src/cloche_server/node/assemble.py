@@ -20,7 +20,7 @@ from cloche_server.node.images import FILES
 from cloche_server.node.journal import Record
 from cloche_server.node.machine import AGENT_PORT, INTERPRETER_PORT, Live, Machine
 from cloche_server.node.templates import Template
-from cloche_wire.errors import SnapshotUnusable
+from cloche_wire.errors import Internal, SnapshotUnusable
 
 START_COMMAND_TIMEOUT_S = 65.0
 """A little more than the agent waits for it to be ready."""
@@ -45,6 +45,10 @@ class Origin(NamedTuple):
     """Names of its uppermost layers, which are there as long as something names them (`kept_files`)."""
     shows_boot_id: bool = False
     """Whether the image has a place for the id of a boot."""
+    volume_paths: tuple[str, ...] = ()
+    """Where the sandbox had volumes that the image is of."""
+    volume_entries: tuple[str, ...] = ()
+    """Files and folders in them that the image may need."""
     reboots: bool = False
     """Whether the processes of the image end, and only its files are of interest."""
 
@@ -90,6 +94,8 @@ async def from_image(machine: Machine, name: str, isolation: str, *, checked_bef
         known_token=manifest.access_token,
         env=manifest.env,
         shows_boot_id=manifest.shows_boot_id,
+        volume_paths=manifest.volume_paths,
+        volume_entries=manifest.volume_entries,
         reboots=not manifest.has_memory,
     )
 
@@ -130,7 +136,11 @@ async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer:
             boot_id=_boot_id(driver, record, origin),
             image=origin.image,
         )
-        init = await driver.start(spec)
+        try:
+            init = await driver.start(spec)
+        except Internal as error:
+            await volume_requests.check_entries(machine, request, origin.volume_entries, error)
+            raise
     made = {"runtime_tree": origin.runtime_tree.name, "shown_boot_id": spec.boot_id}
     machine.note(live, msgspec.structs.replace(record, init=init, **made))
 

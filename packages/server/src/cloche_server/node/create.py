@@ -38,7 +38,6 @@ from cloche_wire.errors import (
     NotEnoughSpace,
     ResourceExhausted,
     Unavailable,
-    UnsupportedOption,
 )
 
 READY_WAIT_S = 20.0
@@ -99,6 +98,7 @@ async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
         TemplateNotFound: No finished build of that id lies here.
         SnapshotNotFound: Or no such snapshot.
         SnapshotUnusable: Or it is damaged, or of other versions.
+        InvalidArgument: Or it has its volumes at other paths.
     """
     if request.on_timeout == "pause":
         pause.check_ability(machine, request, request.isolation, with_memory=request.pause_memory)
@@ -110,9 +110,10 @@ async def _origin(machine: Machine, request: CreateSandbox) -> Origin:
         if request.volume_mounts:
             return assemble.from_template(machine, request.build_id)  # warm images are of those without any
         return await warm_images.origin(machine, request.build_id, request.isolation)
-    if request.volume_mounts and not machine.drivers.of(request.isolation).capabilities().writes_layers:
-        raise UnsupportedOption("volumeMounts of a sandbox that is made of a snapshot are not supported")
-    return await assemble.from_image(machine, snapshots.name_of(request.snapshot_id), request.isolation)
+    origin = await assemble.from_image(machine, snapshots.name_of(request.snapshot_id), request.isolation)
+    if origin.image is not None:
+        volume_requests.check_paths(request, origin.volume_paths)
+    return origin
 
 
 async def _until_ready(machine: Machine, live: Live, origin: Origin) -> None:

@@ -76,6 +76,10 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileSum] = {}
     layers: tuple[KeptLayer, ...] = ()
     """Over those of the template, uppermost first."""
+    volume_paths: tuple[str, ...] = ()
+    """Where the sandbox had volumes: what goes on from its processes has some at these, and no others."""
+    volume_entries: tuple[str, ...] = ()
+    """Files and folders in them that it may need, as `Driver.save` tells them."""
 
     @property
     def size_bytes(self) -> int:

@@ -51,10 +51,9 @@ def check_ability(machine: Machine, request: CreateSandbox, isolation: str, *, w
             f"isolation '{able.name}' cannot keep the {kept} of a sandbox that is paused or copied",
             hint=f"create it with isolation 'gvisor'{other}",
         )
-    if request.volume_mounts and (with_memory or not able.writes_layers):
-        # Its kernel knows files of the volume by their names, and goes on only where all are still there.
+    if request.volume_mounts and not able.saves_beside_volumes and (with_memory or not able.writes_layers):
         raise UnsupportedOption(
-            "a sandbox that has volumes cannot be paused or copied: others may change what is in them",
+            f"isolation '{able.name}' cannot pause or copy a sandbox with volumes on this machine",
             hint="keep what it needs in the volume, kill it, and create another with the same volume",
         )
 
@@ -68,6 +67,7 @@ async def pause(machine: Machine, request: PauseSandbox) -> None:
         SandboxNotFound: It is not there.
         Conflict: It is paused, or something else is being done with it.
         UnsupportedOption: Its isolation cannot.
+        InUse: Its programs use something in a volume.
         TooLarge: Its files are more than are kept.
         NotEnoughSpace: The disk is full.
         Internal: It cannot be saved; the message says why.
@@ -165,6 +165,7 @@ async def save(
     able = driver.capabilities()
     is_of_layers = able.writes_layers and not with_memory
     begun = machine.images.begin(name)
+    entries: tuple[str, ...] = ()
     began_s = machine.clock.boot_s()
     try:
         with kept_files.being_made(machine) as names:
@@ -172,7 +173,7 @@ async def save(
                 if is_of_layers:
                     await kept_files.take(machine, live, names, ends=not thaws)
                 else:
-                    await driver.save(request.sandbox_id, machine.folder(request.sandbox_id), begun)
+                    entries = await driver.save(request.sandbox_id, machine.folder(request.sandbox_id), begun)
             stood_still_s = machine.clock.boot_s() - began_s
             manifest = Manifest(
                 able.image_format,
@@ -182,6 +183,8 @@ async def save(
                 with_memory,
                 request.env,
                 shows_boot_id=bool(live.record.shown_boot_id),
+                volume_paths=tuple(mount.path for mount in request.volume_mounts),
+                volume_entries=entries,
             )
             if is_of_layers:
                 layers = await kept_files.complete(machine, live, names, for_now=for_now)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
+from stat import S_ISDIR
 
 import structlog
 
 from cloche_server import mount_paths
 from cloche_server.ids import is_volume_id
+from cloche_server.isolation import syscalls
 from cloche_server.isolation.base import SharedMount
+from cloche_server.node import threads
 from cloche_server.node.machine import Machine
 from cloche_server.node.messages import CreateSandbox, RemoveVolume
-from cloche_wire.errors import Conflict, InvalidArgument, UnsupportedOption, VolumeNotFound
+from cloche_wire.errors import (
+    Conflict,
+    Internal,
+    InvalidArgument,
+    SnapshotUnusable,
+    UnsupportedOption,
+    VolumeNotFound,
+)
 
 _NAMED = 5
 
@@ -51,6 +62,71 @@ async def open_mounts(machine: Machine, request: CreateSandbox, stack: ExitStack
         stack.callback(os.close, mount)
         shared.append(SharedMount(mount, wanted.path))
     return tuple(shared)
+
+
+def check_paths(request: CreateSandbox, image_paths: Sequence[str]) -> None:
+    """Refuse volumes at other paths than an image has them at: its kernel knows these, and mounts no others.
+
+    Raises:
+        InvalidArgument: Some are missing, or too many.
+    """
+    if sorted(mount.path for mount in request.volume_mounts) != sorted(image_paths):
+        raise InvalidArgument(
+            f"the snapshot has its volumes at other paths: {', '.join(sorted(image_paths)) or 'it has none'}",
+            hint="leave volumeMounts out for the same volumes, or name one for each of these paths",
+        )
+
+
+async def check_entries(
+    machine: Machine, request: CreateSandbox, entries: Sequence[str], cause: Internal
+) -> None:
+    """Say so where an image could not go on since somebody has changed a volume meanwhile.
+
+    Args:
+        machine: Has the volumes.
+        request: Of the sandbox.
+        entries: What the image may need of them (`Driver.save`).
+        cause: What the driver has said.
+
+    Raises:
+        SnapshotUnusable: Some of it is gone, or a folder by now or none any more; the message names it.
+    """
+    gone: list[str] = []
+    for wanted in request.volume_mounts:
+        inside = {entry: entry.removeprefix(f"{wanted.path}/") for entry in entries}
+        mine = {entry: name for entry, name in inside.items() if name != entry}
+        if mine:
+            mount = await machine.volumes.mount(machine.volumes.find(wanted.volume_id))
+            try:
+                gone += await threads.in_thread(_gone, mount, mine)
+            finally:
+                os.close(mount)
+    if gone:
+        named = ", ".join(sorted(gone)[:_NAMED]) + (", ..." if len(gone) > _NAMED else "")
+        raise SnapshotUnusable(
+            f"what the sandbox had in use of a volume is gone, or of another kind: {named}",
+            hint="put it back into the volume and try again; nothing is lost until then",
+        ) from cause
+
+
+def _gone(mount: int, entries: dict[str, str]) -> list[str]:
+    """Those of the entries, by their full paths, that are not in a mount as they were: folder, or none."""
+    gone: list[str] = []
+    for entry, name in entries.items():
+        try:
+            # SAFETY: looked at by name, without a link, a wait or a way out of the volume, and never opened.
+            found = syscalls.openat2(
+                mount, os.fsencode(name.rstrip("/")), os.O_PATH | os.O_NOFOLLOW, syscalls.RESOLVE_PLAIN
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            gone.append(entry)
+            continue
+        except OSError:
+            continue  # it says nothing of this one
+        if S_ISDIR(os.fstat(found).st_mode) != name.endswith("/"):
+            gone.append(entry)
+        os.close(found)
+    return gone
 
 
 def remove(machine: Machine, request: RemoveVolume) -> None:

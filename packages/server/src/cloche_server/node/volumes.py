@@ -1,8 +1,8 @@
 """Volumes on this machine: made, mounted, removed.
 
-The node opens the root of a volume and hands it on as a descriptor; it never follows a path inside, since
-what lies there was written by sandboxes. A mount it makes stands nowhere and goes with its descriptor, so
-nothing is left of it after a crash.
+The node opens the root of a volume and hands it on as a descriptor. It opens nothing inside, since what lies
+there was written by sandboxes, and looks at names there only where a resume has failed (`volume_requests`).
+A mount it makes stands nowhere and goes with its descriptor, so nothing is left of it after a crash.
 """
 
 from __future__ import annotations

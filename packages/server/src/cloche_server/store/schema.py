@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-VERSION = "0008"
+VERSION = "0009"
 """Newest migration: a database that says it has it needs nothing done."""
 EVERYONE = ""
 """Owner of a template that every team may use."""
@@ -227,6 +227,7 @@ snapshots = Table(
     Column("is_temporary", Boolean, nullable=False),
     Column("state", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("volume_mounts", JSON, nullable=False, server_default="[]"),
     Index("ix_snapshots_team_created", "team_id", "state", "created_at", "id"),
 )
 

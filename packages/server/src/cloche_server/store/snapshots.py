@@ -39,6 +39,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True):
     """Of a fork: shown to nobody, and gone with the request that it was taken for."""
     size_bytes: int = 0
     state: State = "creating"
+    volume_mounts: list[dict[str, str]] = []
+    """What a sandbox made of it has too, unless its creator says otherwise: names and paths, as asked for."""
 
 
 class SnapshotListing(msgspec.Struct, frozen=True):

@@ -133,7 +133,7 @@ class ContainerDriver(GroupedDriver):
         """See `Driver.thaw`."""
         self._groups.thaw(sandbox_id)
 
-    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> tuple[str, ...]:
         """See `Driver.save`; this one says no `memory_snapshot`."""
         raise Internal("no images here")
 

@@ -18,6 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+from cloche_server.isolation.gvisor import open_files
+from cloche_server.isolation.launching.server import FilesInUse
+
 RELEASES = frozenset({"20240729"})
 """Whose calls are known here, by reading and by the tests; others are asked by their own program."""
 Verb = Literal["freeze", "thaw", "save"]
@@ -28,20 +31,33 @@ _METHODS: dict[Verb, str] = {
 }
 _FILES = ("checkpoint.img", "pages_meta.img", "pages.img")
 """Of an image that is not compressed, in the order in which it gets their descriptors."""
+_LOOK = "containerManager.ProcfsDump"
 _ANSWER_BYTES = 65_536
+_LOOK_BYTES = 16 << 20
+"""Of all processes' descriptors, mappings and variables: some KiB each."""
 
 
-def act(verb: Verb, path: str, mark: Path, image: str, *, timeout_s: float) -> None:
+def act(
+    verb: Verb, path: str, mark: Path, image: str, *, shared: Sequence[str] = (), timeout_s: float
+) -> None:
     """Have the kernel that listens at `path` do something. Blocks.
+
+    What is to be saved must use nothing below the paths of `shared` mounts, but their roots.
 
     `mark` exists as long as the sandbox is frozen: its kernel counts, and ends itself when it is thawed more
     often than frozen. So the calling process must be one that a death of the node does not interrupt.
 
     Raises:
+        FilesInUse: It does; nothing was saved.
         OSError: It refuses, does not answer in time, or is not there; or the disk is full.
     """
     if mark.exists() is not (verb != "freeze"):
         raise OSError("it stands still already" if verb == "freeze" else "it does not stand still")
+    if shared and verb == "save":
+        # It stands still: nothing more is opened before it is saved.
+        dump = _call(path, _LOOK, None, [], timeout_s, answer_bytes=_LOOK_BYTES)
+        if found := open_files.users(dump, shared):
+            raise FilesInUse(f"files of a volume are in use: {open_files.told(found)}")
     argument = None
     with ExitStack() as stack:
         descriptors: list[int] = []
@@ -72,9 +88,10 @@ def _new_file(path: Path) -> int:
 
 
 def _call(
-    path: str, method: str, argument: dict[str, Any] | None, descriptors: Sequence[int], timeout_s: float
-) -> None:
-    """One call, and its answer.
+    path: str, method: str, argument: dict[str, Any] | None, descriptors: Sequence[int], timeout_s: float,
+    *, answer_bytes: int = _ANSWER_BYTES,
+) -> object:  # fmt: skip
+    """One call, and what it answers.
 
     Raises:
         OSError: As for `act`.
@@ -87,15 +104,16 @@ def _call(
         sent = socket.send_fds(connection, [call], descriptors)
         if sent < len(call):
             connection.sendall(call[sent:])
-        answer = _answer(connection, deadline_s)
+        answer = _answer(connection, deadline_s, answer_bytes)
     if answer.get("success") is not True:
         raise OSError(str(answer.get("err") or "it refuses")[:2000])
+    return answer.get("result")
 
 
-def _answer(connection: socket.socket, deadline_s: float) -> dict[str, Any]:
+def _answer(connection: socket.socket, deadline_s: float, most_bytes: int) -> dict[str, Any]:
     """What comes back. Who says it may be in the hands of the sandbox: bounded, and descriptors are lost."""
-    text = b""
-    while len(text) < _ANSWER_BYTES:
+    text = bytearray()
+    while len(text) < most_bytes:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("no answer in time")
@@ -104,6 +122,8 @@ def _answer(connection: socket.socket, deadline_s: float) -> dict[str, Any]:
         if not part:
             raise ConnectionResetError("the kernel of the sandbox ended")
         text += part
+        if not part.endswith((b"}", b"}\n")):
+            continue  # no end of an object: it need not be read to see that
         try:
             answer = json.loads(text)
         except ValueError:

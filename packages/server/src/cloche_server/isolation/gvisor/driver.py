@@ -25,10 +25,18 @@ from cloche_server.isolation.base import (
     first_id,
 )
 from cloche_server.isolation.grouped import GroupedDriver
-from cloche_server.isolation.gvisor import boot_id, control, launcher, oci_spec, other_roots, runsc
+from cloche_server.isolation.gvisor import (
+    boot_id,
+    control,
+    launcher,
+    oci_spec,
+    open_files,
+    other_roots,
+    runsc,
+)
 from cloche_server.isolation.gvisor.launcher import ControlRequest, RunscRequest, encode
 from cloche_server.isolation.gvisor.runsc import Runsc
-from cloche_wire.errors import Internal, NotEnoughSpace
+from cloche_wire.errors import Internal, NotEnoughSpace, UnsupportedOption
 
 _OWN_MEMORY_MIB = 128
 """Of sentry and gofer beside what the sandbox uses: 70 to 95 measured."""
@@ -43,7 +51,7 @@ _OWN_CPU_PCT = 6.0
 """Of the sentry's timers: 3.4 to 4.4 measured."""
 _SAVE_FLAGS = ("--compression=none", "--exclude-committed-zero-pages", "--leave-running")
 _BUNDLE, _FILES, _LOG, _PID, _BOOT_ID = "bundle", "files", "runsc.log", "sandbox.pid", "boot_id"
-_RELEASE, _FROZEN = "runsc.release", "frozen"
+_RELEASE, _FROZEN, _CONFIG = "runsc.release", "frozen", "config.json"
 
 
 class GvisorDriver(GroupedDriver):
@@ -70,6 +78,7 @@ class GvisorDriver(GroupedDriver):
             memory_snapshot=True,
             disk_snapshot=True,
             volumes=True,
+            saves_beside_volumes=self._runsc is not None and self._runsc.release in control.RELEASES,
             listeners=False,
             image_format=f"runsc {version}",
         )
@@ -114,7 +123,7 @@ class GvisorDriver(GroupedDriver):
             overlay.make_writable(spec.folder)
         if spec.keeps_layer:
             overlays = "--overlay2=none"
-        (bundle / "config.json").write_bytes(msgspec.json.encode(oci_spec.write(spec)))
+        (bundle / _CONFIG).write_bytes(msgspec.json.encode(oci_spec.write(spec)))
         memory_mib = spec.limits.memory_mib + _OWN_MEMORY_MIB + _MARGIN_MIB
         limits = ResourceLimits(spec.limits.cpu_count, memory_mib, spec.limits.pids + _OWN_PIDS)
         groups = [str(path) for path in self._groups.create(spec.sandbox_id, limits)]
@@ -159,20 +168,27 @@ class GvisorDriver(GroupedDriver):
             await self._run(sandbox_id, folder, "resume")
             mark.unlink()
 
-    async def save(self, sandbox_id: str, folder: Path, image: Path) -> None:
+    async def save(self, sandbox_id: str, folder: Path, image: Path) -> tuple[str, ...]:
         """See `Driver.save`. Meanwhile, and after it, it is the sentry that keeps the sandbox still."""
+        shared = oci_spec.shared_paths((folder / _BUNDLE / _CONFIG).read_bytes())
+        if shared and not self._is_known(folder):
+            raise UnsupportedOption(
+                "a sandbox with volumes cannot be paused or copied: its runsc is of an unknown release",
+                hint=f"releases that are: {', '.join(sorted(control.RELEASES))}",
+            )
         self._groups.thaw(sandbox_id)
         mark = folder / _FROZEN
         if not mark.exists() and not await self._ask(sandbox_id, folder, "freeze"):
             mark.touch(mode=0o600)
             await self._run(sandbox_id, folder, "pause")
         try:
-            if not await self._ask(sandbox_id, folder, "save", image):
+            if not await self._ask(sandbox_id, folder, "save", image, shared):
                 await self._run(sandbox_id, folder, "checkpoint", *_SAVE_FLAGS, f"--image-path={image}")
         except Internal as error:
             if "no space left" in error.message:
                 raise NotEnoughSpace("no space left for the sandbox's memory") from error
             raise
+        return tuple(open_files.kept(self._groups.pids(sandbox_id), shared)) if shared else ()
 
     async def destroy(self, sandbox_id: str, folder: Path, init: ProcessIdentity | None) -> None:
         """See `Driver.destroy`. Sentry, gofer and the processes they run in are all in its groups."""
@@ -196,25 +212,32 @@ class GvisorDriver(GroupedDriver):
         return self._known.command(self._root, f"--log={folder / _LOG}", *arguments)
 
     async def _ask(
-        self, sandbox_id: str, folder: Path, verb: control.Verb, image: Path | None = None
+        self,
+        sandbox_id: str,
+        folder: Path,
+        verb: control.Verb,
+        image: Path | None = None,
+        shared: Sequence[str] = (),
     ) -> bool:
         """Have the sandbox's kernel do something; False where it is of a release whose calls are not known.
 
-        That is the release that it was started by, which may not be the one of today.
-
         Raises:
             Internal: It fails; the message says why.
+            InUse: Its programs use something of what is shared.
         """
-        try:
-            release = (folder / _RELEASE).read_text()
-        except FileNotFoundError:
-            return False
-        if release not in control.RELEASES:
+        if not self._is_known(folder):
             return False
         path = self._root / f"runsc-{sandbox_id}.sock"
-        request = ControlRequest(verb, str(path), str(folder / _FROZEN), str(image or ""))
+        request = ControlRequest(verb, str(path), str(folder / _FROZEN), str(image or ""), list(shared))
         await self._launcher.ask(encode(request), [])
         return True
+
+    def _is_known(self, folder: Path) -> bool:
+        """Whether the calls are known of the release that a sandbox was started by: it may not be today's."""
+        try:
+            return (folder / _RELEASE).read_text() in control.RELEASES
+        except FileNotFoundError:
+            return False
 
     async def _run(self, sandbox_id: str, folder: Path, verb: str, *options: str) -> None:
         """One call of runsc about a sandbox that is there.

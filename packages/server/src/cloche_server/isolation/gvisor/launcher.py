@@ -60,6 +60,8 @@ class ControlRequest:
     socket: str
     mark: str
     image: str = ""
+    shared: list[str] = field(default_factory=list[str])
+    """Where mounts that others have too are shown inside."""
 
 
 def encode(request: RunscRequest | ControlRequest) -> bytes:
@@ -76,7 +78,8 @@ def _act(packet: bytes, descriptors: list[int]) -> server.Done:
     ((kind, values),) = json.loads(packet).items()
     if kind == ControlRequest.__name__:
         asked = ControlRequest(**values)
-        control.act(asked.verb, asked.socket, Path(asked.mark), asked.image, timeout_s=_TIMEOUT_S)
+        mark = Path(asked.mark)
+        control.act(asked.verb, asked.socket, mark, asked.image, shared=asked.shared, timeout_s=_TIMEOUT_S)
         return server.Done()
     return _run(RunscRequest(**values), descriptors)
 

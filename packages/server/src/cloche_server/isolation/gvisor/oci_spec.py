@@ -5,6 +5,7 @@ See: opencontainers/runtime-spec, config.md and config-linux.md.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from cloche_server.isolation import mount_points, posture
@@ -73,6 +74,12 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
             },
         },
     }
+
+
+def shared_paths(written: bytes) -> list[str]:
+    """Where a sandbox of a written configuration shows mounts that others have too."""
+    mounts = json.loads(written)["mounts"]
+    return [mount["destination"] for mount in mounts if mount["source"].startswith(f"{mount_points.SHARED}/")]
 
 
 def _boot_id(spec: SandboxSpec) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cloche_server.isolation.launching.server import MAX_DESCRIPTORS
 from cloche_server.readiness import until_readable, until_writable
-from cloche_wire.errors import Internal, InvalidArgument
+from cloche_wire.errors import Internal, InUse, InvalidArgument
 
 _ANSWER_TIMEOUT_S = 45.0
 _ANSWER_BYTES = 65_536
@@ -53,6 +53,7 @@ class Launcher:
         Raises:
             Internal: A step failed, the launcher ended over it, or no answer came in time.
             InvalidArgument: A shared mount's path is none for a folder in this template.
+            InUse: Programs of the sandbox use what has to be free.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -69,6 +70,8 @@ class Launcher:
         answer = json.loads(text)
         if "bad_path" in answer:
             raise InvalidArgument(answer["bad_path"], hint="mount the volume at a folder of its own")
+        if "in_use" in answer:
+            raise InUse(answer["in_use"], hint="close it, leave the folder or end the program, and try again")
         if "error" in answer:
             raise Internal(answer["error"])
         return Answer(int(answer.get("pid", 0)), made)

@@ -31,6 +31,10 @@ class BadPath(Exception):  # noqa: N818 - an answer to whoever named the path
     """No folder can be mounted over at a shared mount's path; the message says why."""
 
 
+class FilesInUse(Exception):  # noqa: N818 - an answer to whoever wanted them to be free
+    """Programs of a sandbox use files that have to be free for what was asked; the message names both."""
+
+
 class Done(NamedTuple):
     """What a request has come to; the descriptors are passed on and closed."""
 
@@ -43,6 +47,7 @@ Act = Callable[[bytes, list[int]], Done]
 
 Raises:
     BadPath: The caller asked for what this template cannot have.
+    FilesInUse: Programs of the sandbox are in the way.
     OSError, ValueError, TypeError: It failed; the message is passed on.
 """
 
@@ -90,6 +95,8 @@ def _child(packet: bytes, descriptors: list[int], act: Act) -> NoReturn:
         answer["pid"] = done.pid
     except BadPath as error:
         answer["bad_path"] = str(error)
+    except FilesInUse as error:
+        answer["in_use"] = str(error)
     except (OSError, ValueError, TypeError) as error:
         answer["error"] = str(error)
     # Nobody reads it any more when the node was killed meanwhile: its next start ends what stands there.
