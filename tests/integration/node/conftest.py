@@ -58,7 +58,8 @@ class NodeProcess:
         """Start it and return when it answers; a crash point makes it die there, once it is armed."""
         self._armed.unlink(missing_ok=True)
         argv = [sys.executable, node_program.__file__, msgspec.json.encode(self.config).decode()]
-        self.config.node_socket.unlink(missing_ok=True)
+        for path in self._sockets():
+            path.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen([*argv, str(self.tree.path), *crash], stdout=log, stderr=log)
         until(self._answers, within_s=20, what=f"a node: {self.log.read_text()[-2000:]}")
@@ -67,10 +68,15 @@ class NodeProcess:
         assert self._process is not None
         if self._process.poll() is not None:
             return True
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(self.config.node_socket))
+        with contextlib.suppress(OSError):
+            for path in self._sockets():
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(str(path))
             return True
         return False
+
+    def _sockets(self) -> tuple[Path, Path]:
+        return self.config.node_socket, self.config.edge_socket
 
     def kill(self) -> None:
         """As a crash."""
