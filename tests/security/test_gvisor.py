@@ -136,6 +136,36 @@ def test_inside_is_another_kernel(gvisor_server: Server, sandbox: Sandbox) -> No
     assert ours not in told
 
 
+_TAKE_OVER = """
+import ctypes, os, socket
+PTRACE_SEIZE, libc, refused = 0x4206, ctypes.CDLL(None, use_errno=True), []
+for name, act in (
+    ("name", lambda: socket.sethostname("other")),
+    ("memory", lambda: open("/proc/1/mem", "rb+")),
+    ("mount", lambda: libc.mount(b"none", b"/mnt", b"tmpfs", 0, None) and 1 / 0),
+    ("trace", lambda: libc.ptrace(PTRACE_SEIZE, 1, 0, 0) and 1 / 0),
+):
+    try:
+        act()
+    except (OSError, ZeroDivisionError):
+        refused.append(name)
+print(*refused)
+"""
+
+
+def test_what_the_first_process_may_no_program_may_nor_take_from_it(
+    gvisor_server: Server, sandbox: Sandbox
+) -> None:
+    """It gives the sandbox its name, which takes a right that root's programs lack: also that to trace it."""
+    sandbox.files.write("/tmp/take-over.py", _TAKE_OVER)
+    sets = sandbox.commands.run("grep -h ^Cap /proc/1/status /proc/self/status", user="root").stdout.split()
+    naming = 1 << 21
+    held = [int(value, 16) & naming for value in sets[1::2]]
+    assert held == [0, naming, naming, 0, 0, 0, 0, 0]  # inheritable, permitted, effective, bounding; of each
+    told = sandbox.commands.run("python3 /tmp/take-over.py", user="root")
+    assert told.stdout == "name memory mount trace\n"
+
+
 def test_root_inside_cannot_write_to_the_template(gvisor_server: Server, sandbox: Sandbox) -> None:
     """Another sandbox of the same template has the file as it was."""
     sandbox.commands.run("echo changed > /etc/issue; rm /etc/debian_version", user="root")

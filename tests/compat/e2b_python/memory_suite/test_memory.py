@@ -120,6 +120,21 @@ def test_a_boot_outlasts_a_pause_with_memory_and_is_no_copys(sandbox: Sandbox) -
         other.kill()
 
 
+def test_each_has_its_own_host_name_and_its_address(sandbox: Sandbox) -> None:
+    """The kernel's name of the machine is in the image; whoever goes on from it gets another."""
+    look = "import socket; name = socket.gethostname(); print(name, socket.gethostbyname(name))"
+    (fork,) = sandbox.fork(count=1, timeout=60)
+    sandbox.pause()
+    sandbox.connect()
+    other = Sandbox.create(timeout=60)
+    try:
+        for one in (sandbox, fork, other):
+            assert one.commands.run(f"python3 -c '{look}'").stdout == f"{one.sandbox_id} 127.0.1.1\n"
+    finally:
+        fork.kill()
+        other.kill()
+
+
 def test_a_pause_that_keeps_files_ends_processes(sandbox: Sandbox) -> None:
     sandbox.run_code("x = 1")
     sandbox.files.write("/home/user/kept", "abc")

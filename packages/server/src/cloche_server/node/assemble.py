@@ -272,7 +272,7 @@ def _names(machine: Machine, live: Live, origin: Origin) -> tuple[str, dict[str,
 
 
 def _hostname(record: Record) -> str:
-    """Its id; sandboxes of builds have one name for all, since a kernel that goes on has the name it had."""
+    """Its id; sandboxes of builds have one name for all, so that what a step leaves does not depend on it."""
     return BUILD_HOSTNAME if record.is_build else record.request.sandbox_id
 
 

@@ -16,7 +16,7 @@ from cloche_server.node.templates import Template
 from cloche_wire.errors import SnapshotNotFound, SnapshotUnusable
 
 PREFIX = "warm-"
-_SHAPE = 3
+_SHAPE = 4
 """Of what sandboxes are made of beside their template; one more where older images are of no use any more."""
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ def name_of(machine: Machine, build_id: str, isolation: str) -> str:
 def name_for(machine: Machine, build_id: str, template: Template, isolation: str) -> str:
     """The same for a build that may not be finished yet, of this template."""
     image_format = machine.drivers.of(isolation).capabilities().image_format
-    made_as = machine.tree.path.name, image_format, _SHAPE
+    made_as = machine.tree.path.name, image_format, _SHAPE, machine.config.limits.pids
     runs_on = *made_as, *template.warm, template.start_cmd, template.ready_cmd
     return f"{PREFIX}{build_id}-{hashlib.sha256(repr(runs_on).encode()).hexdigest()[:16]}"
 

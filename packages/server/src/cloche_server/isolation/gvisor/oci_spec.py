@@ -19,6 +19,12 @@ _HARD_OPEN_FILES = 20_480
 might have, sudo among them, spend 0.8 s on it: each call is a way through the sentry."""
 
 
+_NAMING = "CAP_SYS_ADMIN"
+"""Of the first process alone, which gives the sandbox its name when it goes on from an image: sethostname(2)
+takes that. What is started from there is not bound to have it, so no program has it, not root's either
+(capabilities(7), transformation at execve), and who lacks it may not trace who has it (ptrace(2))."""
+
+
 def write(spec: SandboxSpec) -> dict[str, Any]:
     """The configuration. Its paths are those of the mount namespace that `launcher` makes for runsc."""
     capabilities = [f"CAP_{name}" for name in posture.CAPABILITIES]
@@ -33,7 +39,11 @@ def write(spec: SandboxSpec) -> dict[str, Any]:
             "args": list(spec.argv),
             "env": [f"{name}={value}" for name, value in spec.env.items()],
             "cwd": "/",
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "capabilities": {
+                "bounding": capabilities,
+                "effective": [*capabilities, _NAMING],
+                "permitted": [*capabilities, _NAMING],
+            },
             "rlimits": [
                 {
                     "type": "RLIMIT_NOFILE",
