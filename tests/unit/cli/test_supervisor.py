@@ -36,6 +36,8 @@ class Stub:
 
     def wait_until_ready(self) -> "Stub":
         until((self.state / "ready").exists, within_s=_WITHIN_S, what="a supervisor that is ready")
+        # Only node and edge are asked whether they are up.
+        until(lambda: all(map(self.seen, NAMES)), within_s=_WITHIN_S, what="all of its processes")
         return self
 
     def end(self) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from cloche_server.config import Ahead, Limits
 from cloche_server.node import ahead, create, kill, reconcile
 from cloche_server.node.demand import RECENT_S, Demand, Need
 from cloche_server.node.machine import Machine
-from cloche_server.node.messages import EgressPolicy, SandboxReady, VolumeMount
+from cloche_server.node.messages import EgressPolicy, SandboxEnded, SandboxReady, VolumeMount
 from cloche_wire.errors import Internal, InvalidArgument, ResourceExhausted
 
 pytestmark = pytest.mark.anyio
@@ -101,6 +101,7 @@ async def test_one_that_was_made_ahead_becomes_the_request_s(node: Node) -> None
 
 
 async def test_one_that_has_ended_meanwhile_is_made_from_the_start(node: Node) -> None:
+    """And nobody is told of an end of that id before its own."""
     async with node.machine() as m:
         async with keeping(m) as (first, _):
             ends = m.ends.listen()
@@ -108,6 +109,11 @@ async def test_one_that_has_ended_meanwhile_is_made_from_the_start(node: Node) -
             assert (await anext(ends)).name == "unready"
             state = await create.create(m, request_for("a", sandbox_id=first.sandbox_id))
             assert state.sandbox_id == first.sandbox_id
+            await kill.end(m, first.sandbox_id, "timeout")
+            while (event := await anext(ends)).name != "ended":
+                pass
+            assert event.data == SandboxEnded(first.sandbox_id, "timeout")
+            await until(lambda: len(ahead.ready(m)) == 2)
         await kill.end_all(m, "killed")
     assert node.remains() == {}
 

@@ -228,8 +228,8 @@ class Machine:
 
     def publish_ended(self, record: Record) -> None:
         """Tell the api that the sandbox is gone, if it knew of it."""
-        if record.is_build:
-            return
+        if record.is_build or not record.request.access_token:
+            return  # it was nobody's: a create that makes it anew under its id would be told of this end
         self.ends.publish(
             Event("ended", SandboxEnded(record.request.sandbox_id, record.end_reason or "failed"))
         )
