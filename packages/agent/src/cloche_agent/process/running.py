@@ -6,6 +6,7 @@ import asyncio
 import binascii
 import os
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cloche_agent.process import terminal
@@ -32,6 +33,8 @@ _SILENCE_S = 2.0
 """How long the output must be silent, after the process ended, to take it that only something left running
 holds it open (`server &`). E2B waits for the end of the output however long that takes, and callers run into
 their time-out."""
+_KILLED_S = 1.0
+"""How long whoever has killed a process waits for its end: a few milliseconds, unless the kernel holds it."""
 
 
 def event_frame(event: ProcessEvent) -> bytes:
@@ -140,11 +143,12 @@ class RunningProcess:
         self.output.end()
         self._close_terminal()
 
-    def send_signal(self, number: int) -> None:
+    async def send_signal(self, number: int) -> None:
         """Send SIGKILL or SIGTERM to the process and to what it runs in its process group.
 
         The group and not only the process, as E2B does: killing a shell alone would leave the program it
-        waits for, which holds the output open.
+        waits for, which holds the output open. What was killed is gone on return, so that whoever looks next
+        finds no such pid; one that the kernel still holds after a second is left to it.
 
         Raises:
             InvalidArgument: Another signal.
@@ -154,6 +158,11 @@ class RunningProcess:
             raise InvalidArgument(f"invalid signal: {number}")
         if not self._signal(number):
             raise NotFound(f"process with pid {self.pid} not found")
+        if number == Signal.SIGNAL_SIGKILL:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_KILLED_S):
+                    while self._reaper.is_running(self.pid):
+                        await self._reaper.next_death()
 
     def resize(self, cols: int, rows: int) -> None:
         """Set the size of its terminal.

@@ -146,7 +146,7 @@ class ProcessService:
 
     async def send_signal(self, request: wire.SendSignalRequest, _call: Call) -> wire.SendSignalResponse:
         """Send a signal to a process."""
-        self._find(request.process).send_signal(request.signal)
+        await self._find(request.process).send_signal(request.signal)
         return wire.SendSignalResponse()
 
     async def close_stdin(self, request: wire.CloseStdinRequest, _call: Call) -> wire.CloseStdinResponse:
