@@ -300,8 +300,13 @@ def request_for(letter: str = "a", **changes: Any) -> CreateSandbox:
 @pytest.fixture
 def able(node: Node) -> None:
     """Its sandboxes can be frozen, and written to disk."""
+    let_save(node, freezes=True)
+
+
+def let_save(node: Node, **more: bool) -> None:
+    """Have its driver save memory and files, and what else is said."""
     node.driver.able = Capabilities(
-        name="remembering", shares_host_kernel=False, freezes=True, memory_snapshot=True, disk_snapshot=True,
-        image_format="r 1",
+        name="remembering", shares_host_kernel=False, memory_snapshot=True, disk_snapshot=True,
+        image_format="r 1", **more,
     )  # fmt: skip
     (node.state / "runtime" / "tree").mkdir(parents=True, exist_ok=True)

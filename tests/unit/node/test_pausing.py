@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from tests.unit.node.conftest import Node, request_for
+from tests.unit.node.conftest import Node, let_save, request_for
 
 from cloche_server.isolation.base import Capabilities
 from cloche_server.node import (
@@ -56,14 +56,7 @@ A, B = "i" + "a" * 20, "i" + "b" * 20
 
 @pytest.fixture(autouse=True)
 def able(node: Node) -> None:
-    node.driver.able = Capabilities(
-        name="remembering",
-        shares_host_kernel=False,
-        memory_snapshot=True,
-        disk_snapshot=True,
-        image_format="r 1",
-    )
-    (node.state / "runtime" / "tree").mkdir(parents=True, exist_ok=True)
+    let_save(node)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.node.conftest import Node, request_for
+from tests.unit.node.conftest import Node, let_save, request_for
 
 from cloche_server.ids import new_volume_id
 from cloche_server.isolation.base import Capabilities
@@ -243,16 +243,7 @@ async def test_a_driver_that_cannot_save_beside_volumes_refuses_before_anything_
 
 @pytest.fixture
 def saving(node: Node) -> Node:
-    node.driver.able = Capabilities(
-        name="remembering",
-        shares_host_kernel=False,
-        memory_snapshot=True,
-        disk_snapshot=True,
-        volumes=True,
-        saves_beside_volumes=True,
-        image_format="r 1",
-    )
-    (node.state / "runtime" / "tree").mkdir(parents=True, exist_ok=True)
+    let_save(node, volumes=True, saves_beside_volumes=True)
     return node
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 async def until_readable(descriptor: int) -> None:
@@ -12,12 +13,7 @@ async def until_readable(descriptor: int) -> None:
     Requires: nobody else waits for the same descriptor; it stays open meanwhile.
     """
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, _resolve, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
+    await _until_called(descriptor, loop.add_reader, loop.remove_reader)
 
 
 async def until_writable(descriptor: int) -> None:
@@ -26,12 +22,16 @@ async def until_writable(descriptor: int) -> None:
     Requires: nobody else waits for the same descriptor; it stays open meanwhile.
     """
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(descriptor, _resolve, ready)
+    await _until_called(descriptor, loop.add_writer, loop.remove_writer)
+
+
+async def _until_called(descriptor: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    add(descriptor, _resolve, ready)
     try:
         await ready
     finally:
-        loop.remove_writer(descriptor)
+        remove(descriptor)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

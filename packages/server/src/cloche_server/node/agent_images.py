@@ -7,7 +7,6 @@ sandboxes are started. See: docs/adr/0030-steps-of-builds-go-on-from-an-agent.md
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
@@ -106,10 +105,7 @@ def _prefix(isolation: str) -> str:
 
 def _name(machine: Machine, isolation: str) -> str:
     """The name of the image for what runs here. Requires: the driver is ready."""
-    image_format = machine.drivers.of(isolation).capabilities().image_format
-    # The limit of processes goes with an image: it is of the kernel inside.
-    made_as = machine.tree.path.name, image_format, _SHAPE, machine.config.limits.pids
-    return f"{_prefix(isolation)}{hashlib.sha256(repr(made_as).encode()).hexdigest()[:16]}"
+    return f"{_prefix(isolation)}{assemble.image_key(machine, isolation, _SHAPE)}"
 
 
 def _root(machine: Machine) -> Path:

@@ -175,10 +175,12 @@ async def _make_agent_image(machine: Machine, isolation: str, pauses: _Pauses) -
     what = agent_images.PREFIX, isolation
     if machine.draining or what in pauses or len(machine.live) >= machine.config.limits.max_sandboxes:
         return
-    if agent_images.is_missing(machine, isolation):
-        making = pauses.follow(what, agent_images.make(machine, isolation), alone=True)
-        # A task of its own, since whoever ends the sandbox cancels its maker.
-        await asyncio.wait({machine.tasks.create_task(making)})
+    if not agent_images.is_missing(machine, isolation):
+        machine.demand.builds.discard(isolation)
+        return
+    making = pauses.follow(what, agent_images.make(machine, isolation), alone=True)
+    # A task of its own, since whoever ends the sandbox cancels its maker.
+    await asyncio.wait({machine.tasks.create_task(making)})
 
 
 async def _make_image(machine: Machine, need: Need, pauses: _Pauses) -> None:

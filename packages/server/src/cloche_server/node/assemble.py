@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Mapping
@@ -98,6 +99,17 @@ async def from_image(machine: Machine, name: str, isolation: str, *, checked_bef
         volume_entries=manifest.volume_entries,
         reboots=not manifest.has_memory,
     )
+
+
+def image_key(machine: Machine, isolation: str, *more: object) -> str:
+    """16 digits that are others where an image of processes made here would be: for its name.
+
+    Requires: the driver is ready.
+    """
+    image_format = machine.drivers.of(isolation).capabilities().image_format
+    # The limit of processes goes with an image: it is of the kernel inside.
+    made_as = machine.tree.path.name, image_format, machine.config.limits.pids, *more
+    return hashlib.sha256(repr(made_as).encode()).hexdigest()[:16]
 
 
 async def assemble(machine: Machine, live: Live, origin: Origin, *, keeps_layer: bool = False) -> None:

@@ -5,8 +5,6 @@ Until there is one, sandboxes are started; where none can be made they always ar
 
 from __future__ import annotations
 
-import hashlib
-
 import structlog
 
 from cloche_server.node import assemble
@@ -35,10 +33,8 @@ def name_of(machine: Machine, build_id: str, isolation: str) -> str:
 
 def name_for(machine: Machine, build_id: str, template: Template, isolation: str) -> str:
     """The same for a build that may not be finished yet, of this template."""
-    image_format = machine.drivers.of(isolation).capabilities().image_format
-    made_as = machine.tree.path.name, image_format, _SHAPE, machine.config.limits.pids
-    runs_on = *made_as, *template.warm, template.start_cmd, template.ready_cmd
-    return f"{PREFIX}{build_id}-{hashlib.sha256(repr(runs_on).encode()).hexdigest()[:16]}"
+    runs = *template.warm, template.start_cmd, template.ready_cmd
+    return f"{PREFIX}{build_id}-{assemble.image_key(machine, isolation, _SHAPE, *runs)}"
 
 
 def remove_of(machine: Machine, build_id: str) -> None:
