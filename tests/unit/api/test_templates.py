@@ -8,6 +8,7 @@ from tests.fakes.control_plane import TEMPLATE_ID, assert_problem, create, write
 
 from cloche_server.api.control import ControlPlane
 from cloche_server.config import Config
+from cloche_server.store.templates import Template, Templates
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +56,22 @@ async def test_a_template_that_is_finished_later_is_found(
     await control.templates.scan()
     write_template(config, template_id="b" * 20, build_id="2", name="late", aliases=[])
     await create(client, templateID="late")
+
+
+async def test_one_that_another_request_has_found_meanwhile_is_found(
+    client: httpx.AsyncClient, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two first requests at once: one looks in vain, the other has all read before it looks again."""
+    look = Templates.find
+
+    async def find(self: Templates, team_id: str, name: str) -> Template | None:
+        monkeypatch.undo()
+        found = await look(self, team_id, name)
+        await control.templates.scan()
+        return found
+
+    monkeypatch.setattr(Templates, "find", find)
+    await create(client)
 
 
 async def test_the_newest_build_of_a_template_is_used(

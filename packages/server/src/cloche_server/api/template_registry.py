@@ -69,8 +69,10 @@ class TemplateRegistry:
         Raises:
             TemplateNotFound: The caller may use no such template.
         """
+        before = self._scanned
         found = await self._find(caller, reference)
-        if found is None and self._may_have_changed():
+        # Where others have scanned meanwhile, it was looked for in what was known before.
+        if found is None and (self._scanned is not before or self._may_have_changed()):
             await self.scan()
             found = await self._find(caller, reference)
         if found is None:
